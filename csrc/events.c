@@ -1,0 +1,19 @@
+#include "events.h"
+
+#include <stdlib.h>
+
+event *event_add(event_list *events, const lane *l, event_kind kind) {
+    if (events->count == events->capacity) {
+        events->capacity = events->capacity ? events->capacity * 2 : 8;
+        events->items = realloc(events->items, events->capacity * sizeof *events->items);
+        if (!events->items) abort();
+    }
+    event *e = &events->items[events->count++];
+    *e = (event){.owner = l->owner, .kind = kind};
+    return e;
+}
+
+void event_list_free(event_list *events) {
+    free(events->items);
+    *events = (event_list){0};
+}

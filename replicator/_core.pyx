@@ -1,0 +1,460 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=False
+"""The Python face of the native core: objects for its handles, a socket transport, and no policy.
+
+`_core.pyi` is the typed contract of this module; csrc/core.h that of what stands behind it.
+"""
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy, memmove, memset, strlen
+
+from collections import namedtuple
+from os import strerror
+
+cdef extern from "sys/socket.h" nogil:
+    ssize_t c_recv "recv"(int fd, void *buf, size_t n, int flags)
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+    ssize_t c_sendmsg "sendmsg"(int fd, const msghdr *message, int flags)
+    enum: MSG_DONTWAIT
+
+cdef extern from *:
+    """
+    #ifndef MSG_NOSIGNAL
+    #define MSG_NOSIGNAL 0 /* macOS: SO_NOSIGPIPE, and Python ignores SIGPIPE anyway */
+    #endif
+    """
+    enum: MSG_NOSIGNAL
+
+CRC32C_KINDS = ("portable", "sse4.2", "armv8")
+CRC32C_KIND = CRC32C_KINDS[crc32c_init()]
+COUNTERS_SIZE = sizeof(lane_counters)
+
+EVENTS = ("fetch_error", "diverged", "cannot_take", "produce_error", "offset_drift", "answer_lost")
+VERDICTS = (
+    "pass", "skip_control", "skip_empty", "rebuild_magic", "rebuild_holes", "rebuild_transactional",
+    "rebuild_append_time", "rebuild_delete_horizon", "rebuild_head", "refuse_codec", "refuse_malformed",
+    "refuse_tail", "no_room",
+)
+
+Event = namedtuple("Event", "lane kind code first second text")
+BatchHeader = namedtuple(
+    "BatchHeader",
+    "base_offset size leader_epoch magic crc attributes last_offset_delta base_timestamp max_timestamp "
+    "producer_id producer_epoch base_sequence count")
+
+
+def use_crc32c(str kind):
+    if crc32c_use(CRC32C_KINDS.index(kind)):
+        raise ValueError(f"this processor has no CRC-32C of kind {kind}")
+
+
+def crc32c(const uint8_t[::1] data, uint32_t crc=0):
+    return c_crc32c(crc, &data[0] if data.shape[0] else NULL, data.shape[0])
+
+
+def crc32c_patch(uint32_t crc, const uint8_t[::1] before, const uint8_t[::1] after, size_t tail):
+    if before.shape[0] != after.shape[0]:
+        raise ValueError("a patch keeps the length")
+    if not before.shape[0]:
+        return crc
+    return c_crc32c_patch(crc, &before[0], &after[0], before.shape[0], tail)
+
+
+def open_batch(const uint8_t[::1] data, size_t offset=0):
+    cdef batch b
+    memset(&b, 0, sizeof(b))
+    if offset >= <size_t>data.shape[0]:
+        return None
+    cdef batch_state state = batch_open(&b, &data[offset], data.shape[0] - offset)
+    if state == BATCH_PARTIAL:
+        return None
+    if state == BATCH_MALFORMED:
+        raise ValueError(f"no record batch at byte {offset}: its length or magic is impossible")
+    return BatchHeader(
+        b.base_offset, b.size, b.leader_epoch, b.magic, b.crc, b.attributes, b.last_offset_delta, b.base_timestamp,
+        b.max_timestamp, b.producer_id, b.producer_epoch, b.base_sequence, b.count)
+
+
+def readdress(uint8_t[::1] data, int64_t producer_id, int16_t producer_epoch, int32_t sequence):
+    if data.shape[0] < BATCH_HEADER_SIZE:
+        raise ValueError("shorter than a batch header")
+    batch_readdress(&data[0], data.shape[0], producer_id, producer_epoch, sequence)
+
+
+cdef list drain(event_list *events):
+    cdef list out = []
+    cdef event *e
+    for i in range(events.count):
+        e = &events.items[i]
+        if e.owner != NULL:
+            text = e.text[:strlen(e.text)].decode("utf-8", "replace")
+            out.append(Event(<object>e.owner, EVENTS[e.kind], e.code, e.first, e.second, text))
+    events.count = 0
+    return out
+
+
+cdef class Pool:
+    cdef slab_pool *pool
+
+    def __cinit__(self, size_t credit_bytes):
+        self.pool = slab_pool_new(credit_bytes)
+        if self.pool == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.pool != NULL:
+            slab_pool_free(self.pool)
+
+    @property
+    def used_bytes(self):
+        return slab_pool_used(self.pool)
+
+
+cdef class Frame:
+    """One response frame without its length prefix, readable as a buffer."""
+    cdef slab *home
+
+    def __dealloc__(self):
+        if self.home != NULL:
+            slab_unref(self.home)
+
+    def __len__(self):
+        return self.home.size
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.home.data, self.home.size, 1, flags)
+
+
+cdef class Lane:
+    cdef lane *c
+    cdef object row
+    cdef readonly str source_topic, target_topic
+    cdef readonly int partition
+    cdef public object runner
+
+    def __cinit__(self, str source_topic, bytes source_topic_id, str target_topic, int partition,
+                  producer, uint8_t[::1] row):
+        if row.shape[0] != sizeof(lane_counters) or len(source_topic_id) != TOPIC_ID_SIZE:
+            raise ValueError("a counter row or a topic id has the wrong size")
+        cdef bytes source_name = source_topic.encode()
+        cdef bytes target_name = target_topic.encode()
+        cdef lane_spec spec
+        spec.source_topic = source_name
+        spec.target_topic = target_name
+        spec.source_topic_id = source_topic_id
+        spec.source_partition = spec.target_partition = partition
+        spec.producer_id, spec.producer_epoch = producer
+        spec.counters = <lane_counters *>&row[0]
+        spec.owner = <void *>self
+        self.c = lane_new(&spec)
+        if self.c == NULL:
+            raise ValueError(f"no lane for topic {source_topic!r}: empty, too long, or out of memory")
+        self.row = row
+        self.source_topic, self.target_topic, self.partition = source_topic, target_topic, partition
+
+    def __dealloc__(self):
+        if self.c != NULL:
+            self.c.owner = NULL
+            lane_halt(self.c)
+            source_set(self.c, NULL, -1)
+            lane_unref(self.c)
+
+    def resume(self, where, int64_t skip_records, int64_t stop_offset):
+        if lane_in_flight(self.c) or self.c.running:
+            raise RuntimeError("a lane resumes only when it is halted and has nothing in flight")
+        cdef checkpoint start
+        start.position, start.target_next, start.sequence = where
+        lane_resume(self.c, start, skip_records, stop_offset)
+
+    def halt(self):
+        lane_halt(self.c)
+
+    def set_source(self, Source source, int32_t leader_epoch):
+        source_set(self.c, source.c if source is not None else NULL, leader_epoch)
+
+    def set_target(self, Target target):
+        if lane_in_flight(self.c):
+            raise RuntimeError("a lane changes its target only when it has nothing in flight")
+        target_set(self.c, target.c if target is not None else NULL)
+
+    @property
+    def in_flight(self):
+        return lane_in_flight(self.c)
+
+    @property
+    def queued(self):
+        return lane_queued(self.c)
+
+    @property
+    def running(self):
+        return bool(self.c.running)
+
+    @property
+    def skip_records(self):
+        return self.c.skip_records
+
+
+cdef class Source:
+    cdef source *c
+    cdef Pool pool
+
+    def __cinit__(self, Pool pool, uint64_t lane_bytes_max):
+        self.pool = pool
+        self.c = source_new(pool.pool, lane_bytes_max)
+        if self.c == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.c != NULL:
+            source_unref(self.c)
+
+
+cdef class FetchStream:
+    cdef fetch_stream *c
+    cdef Source source
+    cdef bytes client_id
+    cdef event_list events
+    cdef readonly uint32_t bytes_max
+
+    def __cinit__(self, Source source, bytes client_id, uint32_t bytes_max):
+        self.source, self.client_id, self.bytes_max = source, client_id, bytes_max
+        self.c = fetch_stream_new(source.c)
+        if self.c == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.c != NULL:
+            fetch_stream_free(self.c)
+        event_list_free(&self.events)
+
+    def compose(self, Transport transport, int16_t version, int32_t correlation_id, int32_t wait_ms):
+        cdef fetch_terms terms
+        cdef const uint8_t *request = NULL
+        terms.version, terms.correlation_id, terms.wait_ms = version, correlation_id, wait_ms
+        terms.client_id, terms.client_id_length = self.client_id, PyBytes_GET_SIZE(self.client_id)
+        terms.bytes_max = self.bytes_max
+        cdef size_t size = fetch_compose(self.c, &terms, &request)
+        if size:
+            transport.push(<void *>request, size, self)
+        return size != 0
+
+    def abort(self):
+        fetch_abort(self.c)
+
+    def take_events(self):
+        return drain(&self.events) if self.events.count else []
+
+    @property
+    def throttle_ms(self):
+        return fetch_throttle_ms(self.c)
+
+    @property
+    def error(self):
+        return fetch_error(self.c)
+
+
+cdef class Target:
+    cdef target *c
+    cdef bytes client_id
+    cdef event_list events
+    cdef uint32_t bytes_max
+    cdef int32_t timeout_ms
+
+    def __cinit__(self, bytes client_id, uint32_t bytes_max, int32_t timeout_ms):
+        self.client_id, self.bytes_max, self.timeout_ms = client_id, bytes_max, timeout_ms
+        self.c = target_new()
+        if self.c == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.c != NULL:
+            target_abandon(self.c, &self.events)
+            target_unref(self.c)
+        event_list_free(&self.events)
+
+    def gather(self, Transport transport, int16_t version, int32_t correlation_id):
+        cdef produce_terms terms
+        cdef produce_request request
+        terms.version, terms.correlation_id, terms.timeout_ms = version, correlation_id, self.timeout_ms
+        terms.client_id, terms.client_id_length = self.client_id, PyBytes_GET_SIZE(self.client_id)
+        terms.bytes_max = self.bytes_max
+        if not target_gather(self.c, &terms, &request):
+            return 0
+        for i in range(request.count):
+            transport.push(request.parts[i].iov_base, request.parts[i].iov_len, self if i == 0 else None)
+        return request.bytes
+
+    def settle(self, Frame frame):
+        cdef int32_t throttle_ms = 0
+        if not target_settle(self.c, frame.home.data, frame.home.size, &throttle_ms, &self.events):
+            raise ValueError("not the answer to the Produce request that is due")
+        return throttle_ms
+
+    def abandon(self):
+        target_abandon(self.c, &self.events)
+
+    def take_events(self):
+        return drain(&self.events) if self.events.count else []
+
+    @property
+    def waiting(self):
+        return bool(target_waiting(self.c))
+
+    @property
+    def in_flight(self):
+        return target_in_flight(self.c)
+
+
+cdef enum:
+    PEEK = 512  # small answers arrive whole in the read that finds their length
+    PARTS_A_CALL = 1024  # IOV_MAX
+
+
+cdef class Transport:
+    """Kafka frames over one plain non-blocking socket: reads into slabs, sends from wherever the bytes stand."""
+    cdef int fd
+    cdef Pool pool
+    cdef slab *frame
+    cdef size_t filled
+    cdef uint8_t peeked[PEEK]
+    cdef size_t peeked_bytes
+    cdef iovec *parts
+    cdef size_t first, count, capacity
+    cdef list keep
+    cdef readonly uint64_t received_bytes, sent_bytes
+
+    def __cinit__(self, int fd, Pool pool):
+        self.fd, self.pool, self.keep = fd, pool, []
+
+    def __dealloc__(self):
+        self.drop()
+        free(self.parts)
+
+    cdef drop(self):
+        if self.frame != NULL:
+            slab_unref(self.frame)
+            self.frame = NULL
+        self.first = self.count = 0
+
+    def close(self):
+        """Forgets what was to be sent and what was half received; the caller closes the socket."""
+        self.drop()
+        self.keep.clear()
+        self.fd = -1
+
+    # ---- the seam for other transports: these two, non-blocking, -1 with errno ----
+
+    cdef ssize_t recv_some(self, void *into, size_t room) noexcept nogil:
+        return c_recv(self.fd, into, room, MSG_DONTWAIT)
+
+    cdef ssize_t send_some(self, iovec *parts, size_t count) noexcept nogil:
+        cdef msghdr message
+        memset(&message, 0, sizeof(message))
+        message.msg_iov, message.msg_iovlen = parts, count
+        return c_sendmsg(self.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+
+    # ---- receiving ----
+
+    cdef ssize_t read_into(self, void *into, size_t room) except -2:
+        cdef ssize_t n
+        while True:
+            n = self.recv_some(into, room)
+            if n > 0:
+                self.received_bytes += n
+                return n
+            if n == 0:
+                raise ConnectionResetError("closed by the peer")
+            if errno == EAGAIN:
+                return 0
+            if errno != EINTR:
+                raise OSError(errno, strerror(errno))
+
+    cdef bint begin_frame(self) except -1:
+        cdef ssize_t n
+        if self.peeked_bytes < 4:
+            n = self.read_into(&self.peeked[self.peeked_bytes], PEEK - self.peeked_bytes)
+            self.peeked_bytes += n
+            if self.peeked_bytes < 4:
+                return False
+        cdef uint32_t size = (<uint32_t>self.peeked[0] << 24 | <uint32_t>self.peeked[1] << 16
+                              | <uint32_t>self.peeked[2] << 8 | self.peeked[3])
+        if size < 4 or size > SLAB_SIZE_MAX:
+            raise ValueError(f"a frame of {size} bytes: not Kafka, or a broken peer")
+        self.frame = slab_acquire(self.pool.pool, size)
+        if self.frame == NULL:
+            raise MemoryError(f"no memory for a frame of {size} bytes")
+        self.filled = min(size, self.peeked_bytes - 4)
+        memcpy(self.frame.data, &self.peeked[4], self.filled)
+        self.peeked_bytes -= 4 + self.filled
+        memmove(self.peeked, &self.peeked[4 + self.filled], self.peeked_bytes)
+        return True
+
+    def receive(self, FetchStream stream=None):
+        cdef ssize_t n
+        cdef fetch_progress progress
+        cdef Frame whole
+        if self.fd < 0 or (self.frame == NULL and not self.begin_frame()):
+            return None
+        while True:
+            if stream is not None:
+                progress = fetch_feed(stream.c, self.frame, self.filled, &stream.events)
+                if progress == FETCH_MALFORMED or (progress == FETCH_DONE and self.filled < self.frame.size):
+                    raise ValueError("malformed Fetch response")
+            if self.filled == self.frame.size:
+                whole = Frame.__new__(Frame)
+                whole.home, self.frame = self.frame, NULL
+                return whole
+            n = self.read_into(&self.frame.data[self.filled], self.frame.size - self.filled)
+            if n == 0:
+                return None
+            self.filled += n
+
+    # ---- sending ----
+
+    cdef push(self, void *base, size_t size, object owner):
+        cdef iovec *parts
+        if self.count == self.capacity:
+            parts = <iovec *>realloc(self.parts, (self.capacity * 2 + 64) * sizeof(iovec))
+            if parts == NULL:
+                raise MemoryError
+            self.parts, self.capacity = parts, self.capacity * 2 + 64
+        self.parts[self.count].iov_base, self.parts[self.count].iov_len = base, size
+        self.count += 1
+        if owner is not None:
+            self.keep.append(owner)
+
+    def send(self, bytes data):
+        self.push(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), data)
+
+    def flush(self):
+        cdef ssize_t n
+        while self.first < self.count:
+            n = self.send_some(&self.parts[self.first], min(self.count - self.first, <size_t>PARTS_A_CALL))
+            if n < 0 and errno != EINTR:
+                if errno == EAGAIN:
+                    return False
+                raise OSError(errno, strerror(errno))
+            if n > 0:
+                self.sent_bytes += n
+                self.advance(n)
+        self.first = self.count = 0
+        self.keep.clear()
+        return True
+
+    cdef void advance(self, size_t n) noexcept:
+        cdef iovec *part
+        while n:
+            part = &self.parts[self.first]
+            if n < part.iov_len:
+                part.iov_base = <uint8_t *>part.iov_base + n
+                part.iov_len -= n
+                return
+            n -= part.iov_len
+            self.first += 1
+
+    @property
+    def pending(self):
+        return self.first < self.count

@@ -1,0 +1,244 @@
+"""What can be configured: one struct per mapping of a link file, one row per option, its text beside it.
+
+`LinkFile` is the file as it is written, and the JSON schema is printed from it. `Config` is what the rest
+of the package gets: the same, checked, with addresses parsed. Everything is frozen and built of plain
+values, so it travels to a worker process as it is. To read a file is `load.py`'s job; nothing here knows
+about YAML.
+"""
+
+import os
+import re
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, field
+from msgspec.structs import force_setattr
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+ALIAS_LENGTH_MAX = 100
+NAME_LENGTH_MAX = 220  # a link's state topic puts about 20 characters around it; Kafka allows 249
+PATTERN_LENGTH_MAX = 1000
+PATTERNS_MAX = 1000
+INT32_MAX = (1 << 31) - 1  # Kafka's sizes and counts are 32 bit numbers
+
+# A file may spell a value in more types than it has afterwards. msgspec insists on its own `type` in a
+# schema, so the wider one goes under this key until the schema is printed.
+REAL_TYPE = "x-type"
+
+END = r"$(?!\n)"  # Python's $ also matches in front of a last newline
+NAME = r"^(?!\.{1,2}$)[A-Za-z0-9._-]+" + END  # what Kafka allows as a topic name
+NAME_PART = r"^[A-Za-z0-9._-]+" + END
+TEMPLATE = r"^[A-Za-z0-9._-]*\{topic\}[A-Za-z0-9._-]*" + END
+SIZE = r"^[0-9]+ ?(KiB|MiB|GiB)?" + END
+
+
+def default_workers() -> int:
+    """One worker a core this process may use, at most 4: the cores beyond are for the brokers next door."""
+    affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
+    return min(len(affinity(0)) if affinity else os.cpu_count() or 1, 4)
+
+
+def _number(low: int, high: int, description: str) -> Meta:
+    return Meta(ge=low, le=high, description=description)
+
+
+def _size(high: int, description: str) -> Meta:
+    """Bytes: an integer, or in a file also a text with a unit, which the reader turns into one."""
+    schema: dict[str, Any] = {REAL_TYPE: ["integer", "string"], "pattern": SIZE}
+    return Meta(ge=1, le=high, description=description, extra_json_schema=schema)
+
+
+class Rename(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How a topic is called on the target: exactly one of the two."""
+
+    prefix: Annotated[
+        str, Meta(pattern=NAME_PART, max_length=100, description="Put in front of the topic's name.")
+    ] = ""
+    template: Annotated[
+        str,
+        Meta(pattern=TEMPLATE, max_length=100, description="The new name; {topic} stands for the old one."),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.prefix) == bool(self.template):
+            raise ValueError("give either prefix or template")
+
+    def apply(self, topic: str) -> str:
+        return self.template.replace("{topic}", topic) if self.template else self.prefix + topic
+
+
+class StartAt(Struct, frozen=True, forbid_unknown_fields=True):
+    """Start at the first record that is not older than a time."""
+
+    timestamp: Annotated[
+        Annotated[datetime, Meta(tz=True)] | Annotated[int, Meta(ge=0, le=253_402_300_799_999)],
+        Meta(description="RFC 3339 with a time zone, or milliseconds since 1970."),
+    ]
+
+    def __post_init__(self) -> None:
+        # Kafka gives negative timestamps meanings of their own: -1 is the log's end, -2 its start.
+        if self.timestamp_ms < 0:
+            raise ValueError("a timestamp before 1970")
+
+    @property
+    def timestamp_ms(self) -> int:
+        """Milliseconds since 1970, as ListOffsets wants them; fractions are rounded down."""
+        if isinstance(self.timestamp, int):
+            return self.timestamp
+        return (self.timestamp - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
+
+
+Patterns = Annotated[
+    tuple[Annotated[str, Meta(min_length=1, max_length=PATTERN_LENGTH_MAX)], ...],
+    Meta(max_length=PATTERNS_MAX),
+]
+
+
+class Topics(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which topics of the source: those that an `include` pattern matches and no `exclude` pattern does."""
+
+    include: Annotated[
+        Patterns,
+        Meta(min_length=1, description="Names or regular expressions (Python's), matching the whole name."),
+    ] = (".*",)
+    exclude: Annotated[
+        Patterns,
+        Meta(description="The same, to leave topics out. Replaces the default: internal topics."),
+    ] = ("__.*", r".*[-.]internal", r".*\.replica")
+
+    def selects(self, topic: str) -> bool:
+        return _any_matches(self.include, topic) and not _any_matches(self.exclude, topic)
+
+
+class Link(Struct, frozen=True, forbid_unknown_fields=True):
+    """One direction of replication: topics of a source cluster, copied to a target cluster."""
+
+    source: Annotated[str, Meta(description="Alias of the cluster to read. It is never written to.")]
+    target: Annotated[str, Meta(description="Alias of the cluster to write.")]
+    name: Annotated[
+        str,
+        Meta(
+            pattern=NAME,
+            max_length=NAME_LENGTH_MAX,
+            description="Names the link's state on the target, so keep it. Default: <source>-<target>.",
+        ),
+    ] = ""
+    topics: Annotated[Topics, Meta(description="Which topics of the source.")] = Topics()
+    rename: Annotated[
+        Rename | None,
+        Meta(
+            description="How topics are called on the target. Default: as on the source.",
+            extra_json_schema={"minProperties": 1, "maxProperties": 1},
+        ),
+    ] = None
+    start: Annotated[
+        Literal["earliest", "latest"] | StartAt,
+        Meta(description="Where to start in a partition that was never replicated before."),
+    ] = "earliest"
+    replication_factor: Annotated[
+        Literal["source", "broker"] | Annotated[int, Meta(ge=1, le=32767)],
+        Meta(description="Of created topics: as on the source, the target broker's default, or a number."),
+    ] = "source"
+    refresh_topics_ms: Annotated[
+        int, _number(100, 86_400_000, "How often to look for new topics and partitions, in milliseconds.")
+    ] = 30_000
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            force_setattr(self, "name", f"{self.source}-{self.target}")
+
+    def selects(self, topic: str) -> bool:
+        """True if this topic of the source is to be replicated."""
+        return self.topics.selects(topic)
+
+    def target_topic(self, topic: str) -> str:
+        """The name on the target of a topic of the source. May be too long for Kafka (more than 249)."""
+        return self.rename.apply(topic) if self.rename else topic
+
+    def feeds_itself(self, topic: str) -> bool:
+        """True if, were source and target one cluster, this topic's copy would be copied in its turn."""
+        return self.selects(topic) and self.selects(self.target_topic(topic))
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True):
+    """What one worker may use. Sizes are bytes: 65536, or 64KiB, 2MiB, 1GiB."""
+
+    credit_bytes: Annotated[int, _size(1 << 40, "Bytes fetched and not yet acknowledged by the target.")] = (
+        64 * MIB
+    )
+    lane_bytes_max: Annotated[int, _size(INT32_MAX, "The same for a single partition.")] = 2 * MIB
+    fetch_bytes_max: Annotated[int, _size(INT32_MAX, "Bytes asked for in one Fetch request.")] = MIB
+    fetch_wait_ms: Annotated[
+        int, _number(0, 300_000, "How long a source broker may wait for new data, in milliseconds.")
+    ] = 500
+    produce_bytes_max: Annotated[int, _size(INT32_MAX, "Bytes sent in one Produce request.")] = MIB
+    request_timeout_ms: Annotated[
+        int, _number(100, 3_600_000, "How long to wait for an answer before the connection is given up.")
+    ] = 30_000
+
+
+# A key with dots, as in a Kafka properties file. Numbers and booleans are text too, spelled as in the file.
+Properties = Annotated[
+    dict[str, Annotated[str, Meta(extra_json_schema={REAL_TYPE: ["string", "number", "boolean"]})]],
+    Meta(
+        description="Client properties as in a Kafka properties file, `bootstrap.servers` among them.",
+        extra_json_schema={
+            "required": ["bootstrap.servers"],
+            "properties": {
+                "bootstrap.servers": {"type": "string", "description": "host:port, more after commas."},
+                "client.id": {
+                    "type": "string",
+                    "description": "How brokers see us.",
+                    "default": "replicator",
+                },
+            },
+        },
+    ),
+]
+
+
+class LinkFile(Struct, frozen=True, forbid_unknown_fields=True):
+    """A link file: clusters, the links between them, and how much of this machine to use."""
+
+    clusters: Annotated[
+        dict[Annotated[str, Meta(pattern=NAME, max_length=ALIAS_LENGTH_MAX)], Properties],
+        Meta(
+            min_length=1,
+            max_length=1000,
+            description="The Kafka clusters, each under an alias of your choice.",
+        ),
+    ]
+    links: Annotated[tuple[Link, ...], Meta(min_length=1, max_length=1000, description="What to replicate.")]
+    workers: Annotated[int, _number(1, 256, "Processes that move data. Default: one a core, at most 4.")] = (
+        field(default_factory=default_workers)
+    )
+    limits: Annotated[Limits, Meta(description="Memory and time limits of a worker.")] = Limits()
+
+
+class Cluster(Struct, frozen=True):
+    """A Kafka cluster: where it is, and the properties as given (for clients that take them as they are)."""
+
+    alias: str
+    bootstrap: tuple[tuple[str, int], ...]  # IPv6 hosts without their brackets
+    properties: dict[str, str]
+    client_id: str = "replicator"
+
+
+class Config(Struct, frozen=True):
+    """A checked configuration: every link's clusters exist, names are unique, limits fit each other."""
+
+    clusters: dict[str, Cluster]
+    links: tuple[Link, ...]
+    workers: int = field(default_factory=default_workers)
+    limits: Limits = Limits()
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+def _any_matches(patterns: tuple[str, ...], topic: str) -> bool:
+    return any(_compiled(pattern).fullmatch(topic) for pattern in patterns)

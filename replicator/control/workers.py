@@ -1,0 +1,123 @@
+"""Worker processes: started, spoken to, and started again when they die.
+
+A process is started afresh (never forked: librdkafka's threads would not survive that), with one end of a socketpair
+and the shared counter rows as its only inheritance. When the supervisor goes, the socket closes and the worker ends.
+"""
+
+import asyncio
+import logging
+import socket
+import sys
+from collections.abc import Callable
+
+import msgspec
+
+from replicator.data.orders import (
+    Assign,
+    Drain,
+    Drained,
+    LaneChanged,
+    LaneSpec,
+    Order,
+    Report,
+    Setup,
+    read_message,
+    write_message,
+)
+from replicator.kafka.backoff import Backoff
+
+log = logging.getLogger("replicator")
+
+KILL_AFTER_S = 15.0
+
+
+class WorkerProcess:
+    """One worker's place: the process in it may change, its lanes stay."""
+
+    def __init__(self, index: int, setup: Setup, rows_fd: int, on_change: Callable[[LaneChanged], None]) -> None:
+        self.index = index
+        self.lanes: list[LaneSpec] = []
+        self.restarts = 0
+        self.process: asyncio.subprocess.Process | None = None
+        self._setup = setup
+        self._rows_fd = rows_fd
+        self._on_change = on_change
+        self._orders: asyncio.StreamWriter | None = None
+        self._draining = False
+        self._keeping = asyncio.ensure_future(self._keep())
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process and self.process.returncode is None else None
+
+    def assign(self, lanes: list[LaneSpec]) -> None:
+        self.lanes += lanes
+        self._send(Assign(lanes))
+
+    async def drain(self) -> None:
+        """Lets the worker finish what it has begun, and waits until it is gone."""
+        self._draining = True
+        self._send(Drain())
+        try:
+            await asyncio.wait_for(asyncio.shield(self._keeping), KILL_AFTER_S)
+        except TimeoutError:
+            log.error("worker %d did not drain within %.0f s: killed", self.index, KILL_AFTER_S)
+            await self.kill()
+
+    async def kill(self) -> None:
+        self._draining = True
+        if self.process and self.process.returncode is None:
+            self.process.kill()
+        self._keeping.cancel()
+        await asyncio.gather(self._keeping, return_exceptions=True)
+        if self.process:
+            await self.process.wait()
+
+    def _send(self, order: Order) -> None:
+        if self._orders and not self._orders.is_closing():
+            write_message(self._orders, order)
+
+    async def _keep(self) -> None:
+        backoff = Backoff()
+        while True:
+            started = asyncio.get_running_loop().time()
+            code = await self._run_once()
+            if self._draining:
+                return
+            self.restarts += 1
+            if asyncio.get_running_loop().time() - started > 60:
+                backoff.reset()
+            log.error("worker %d died (%s); starting another", self.index, _ending(code))
+            await asyncio.sleep(backoff.next_s())
+
+    async def _run_once(self) -> int:
+        ours, theirs = socket.socketpair()
+        fds = (theirs.fileno(), self._rows_fd)
+        command = [sys.executable, "-m", "replicator.data.worker", *map(str, fds)]
+        self.process = await asyncio.create_subprocess_exec(*command, pass_fds=fds)
+        theirs.close()
+        reader, self._orders = await asyncio.open_connection(sock=ours)
+        self._send(self._setup)
+        self._send(Assign(self.lanes))
+        try:
+            await self._hear(reader)
+        finally:
+            self._orders.close()
+            self._orders = None
+        return await self.process.wait()
+
+    async def _hear(self, reader: asyncio.StreamReader) -> None:
+        decoder: msgspec.msgpack.Decoder[Order | Report] = msgspec.msgpack.Decoder(Order | Report)
+        try:
+            while True:
+                report = await read_message(reader, decoder)
+                if isinstance(report, LaneChanged):
+                    self._on_change(report)
+                elif isinstance(report, Drained) and report.lanes_left:
+                    log.warning("worker %d: %d lanes did not settle in time", self.index, report.lanes_left)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # it is gone; its exit code tells how
+
+
+def _ending(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

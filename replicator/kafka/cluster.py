@@ -1,0 +1,146 @@
+"""A cluster as its clients see it: which brokers there are, who leads which partition, and a way to ask them.
+
+Metadata is a picture that is always somewhat old. Whoever finds it wrong calls `refresh`, waits for a new picture
+and looks again; calls that come while one is on its way share it.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from replicator.errors import ClusterError, ConnectionLost, NetworkError, Unreachable, Where, kafka_error
+from replicator.kafka.codec import NO_ID, Api, Body
+from replicator.kafka.connection import Address, Connection, ConnectionSettings
+from replicator.kafka.messages import METADATA
+
+REFRESH_PAUSE_S = 0.05  # between two metadata requests: a storm of stale lanes asks once
+
+
+@dataclass(frozen=True)
+class Leader:
+    node_id: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class TopicMetadata:
+    """`leaders` by partition; None where nobody leads. `topic_id` is NO_ID on brokers older than 2.8."""
+
+    name: str
+    topic_id: bytes
+    leaders: tuple[Leader | None, ...]
+    replicas: int  # of partition 0: the replication factor
+
+
+class Cluster:
+    """Connections for the slow path and the picture of the cluster. Use from one event loop only."""
+
+    def __init__(self, bootstrap: tuple[Address, ...], settings: ConnectionSettings) -> None:
+        self.alias = settings.alias
+        self.settings = settings
+        self.topics: dict[str, TopicMetadata] = {}
+        self.brokers: dict[int, Address] = {}
+        self._bootstrap = bootstrap
+        self._connections: dict[Address, asyncio.Task[Connection]] = {}
+        self._wanted: set[str] = set()
+        self._refresh: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        if self._refresh:
+            self._refresh.cancel()
+        for task in self._connections.values():
+            if task.done() and not task.cancelled() and task.exception() is None:
+                task.result().close(ConnectionLost("closed by us", where=Where(self.alias)))
+            task.cancel()
+        self._connections.clear()
+
+    async def connect(self, node_id: int) -> Connection:
+        """A connection of one's own to a broker, for the data plane. Raises Unreachable."""
+        address = self.brokers.get(node_id)
+        if address is None:
+            raise Unreachable(f"broker {node_id} is not in the cluster's metadata", where=Where(self.alias))
+        return await Connection.open(address, self.settings)
+
+    async def request(self, api: Api, body: Body, node_id: int | None = None) -> Body:
+        """Asks the broker `node_id`, or any, over the shared connection. Raises NetworkError and its like."""
+        if node_id is None:
+            return await self._request_any(api, body)
+        address = self.brokers.get(node_id)
+        if address is None:
+            raise Unreachable(f"broker {node_id} is not in the cluster's metadata", where=Where(self.alias))
+        return await (await self._shared(address)).request(api, body)
+
+    async def _request_any(self, api: Api, body: Body) -> Body:
+        failure: NetworkError = Unreachable("no broker known", where=Where(self.alias))
+        for address in [*self.brokers.values(), *self._bootstrap]:
+            try:
+                return await (await self._shared(address)).request(api, body)
+            except NetworkError as error:
+                failure = error
+        raise failure
+
+    async def _shared(self, address: Address) -> Connection:
+        task = self._connections.get(address)
+        if task is None or (task.done() and (task.exception() or task.result().lost.done())):
+            task = asyncio.ensure_future(Connection.open(address, self.settings))
+            self._connections[address] = task
+        return await asyncio.shield(task)
+
+    def leader(self, topic: str, partition: int) -> Leader | None:
+        """Who leads, as far as the picture goes."""
+        metadata = self.topics.get(topic)
+        if metadata is None or partition >= len(metadata.leaders):
+            return None
+        return metadata.leaders[partition]
+
+    async def refresh(self, topics: Iterable[str]) -> None:
+        """A picture of these topics that is newer than this call. A topic that does not exist leaves `topics`.
+
+        Raises NetworkError when no broker answers.
+        """
+        self._wanted.update(topics)
+        if self._refresh is None or self._refresh.done():
+            self._refresh = asyncio.ensure_future(self._refresh_wanted())
+        await asyncio.shield(self._refresh)
+
+    async def _refresh_wanted(self) -> None:
+        await asyncio.sleep(REFRESH_PAUSE_S)
+        wanted, self._wanted, self._refresh = self._wanted, set(), None
+        body = await self._metadata([{"name": name} for name in sorted(wanted)])
+        found = {row["name"]: row for row in body["topics"]}
+        for name in wanted:
+            row = found.get(name)
+            if row is None or row["error_code"] in _GONE:
+                self.topics.pop(name, None)
+            elif row["error_code"] == 0 or row["partitions"]:
+                self.topics[name] = _topic(row)
+
+    async def list_topics(self) -> dict[str, TopicMetadata]:
+        """Every topic that we may describe, internal ones too, from the brokers just now."""
+        body = await self._metadata(None)
+        return {row["name"]: _topic(row) for row in body["topics"] if row["error_code"] == 0}
+
+    async def _metadata(self, topics: list[Body] | None) -> Body:
+        body = await self.request(METADATA, {"topics": topics})
+        self.brokers = {row["node_id"]: (row["host"], row["port"]) for row in body["brokers"]} or self.brokers
+        for row in body["topics"]:
+            if row["error_code"] == _UNAUTHORIZED and topics is not None:
+                raise ClusterError(_UNAUTHORIZED, "Metadata", where=Where(self.alias, row["name"]))
+        return body
+
+
+_GONE = {kafka_error(3).code, kafka_error(100).code}
+_UNAUTHORIZED = 29
+
+
+def _topic(row: Body) -> TopicMetadata:
+    partitions = {each["partition_index"]: each for each in row["partitions"]}
+    leaders = tuple(_leader(partitions.get(index)) for index in range(max(partitions, default=-1) + 1))
+    replicas = len(partitions[0]["replica_nodes"]) if 0 in partitions else 1
+    return TopicMetadata(row["name"], row.get("topic_id", NO_ID), leaders, replicas)
+
+
+def _leader(partition: Body | None) -> Leader | None:
+    if partition is None or partition["leader_id"] < 0:
+        return None
+    return Leader(partition["leader_id"], partition["leader_epoch"])

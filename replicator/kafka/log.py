@@ -1,0 +1,109 @@
+"""Questions about one partition's log: where it begins and ends, and what stands in it at an offset.
+
+These are the questions that make a lane exact: whatever happened on the way, the target's own log is the truth.
+"""
+
+from dataclasses import dataclass
+
+from replicator._core import BatchHeader, open_batch
+from replicator.errors import ClusterError, ProtocolError, Where
+from replicator.kafka.cluster import Cluster
+from replicator.kafka.codec import Body
+from replicator.kafka.messages import FETCH, LIST_OFFSETS
+
+END = -1  # ListOffsets' own names for the two ends of a log
+START = -2
+
+LEADER_NOT_AVAILABLE = 5
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One partition of one cluster, and how to ask its leader."""
+
+    cluster: Cluster
+    topic: str
+    index: int
+
+    @property
+    def where(self) -> Where:
+        return Where(self.cluster.alias, self.topic, self.index)
+
+    def leader_id(self) -> int:
+        leader = self.cluster.leader(self.topic, self.index)
+        if leader is None:
+            raise ClusterError(LEADER_NOT_AVAILABLE, "no leader", where=self.where)
+        return leader.node_id
+
+
+@dataclass(frozen=True)
+class LogSlice:
+    """What a Fetch at one offset brought: whole and cut batches as raw bytes, and the ends of the log."""
+
+    records: bytes
+    log_start_offset: int
+    high_watermark: int
+
+
+@dataclass(frozen=True)
+class LogTail:
+    """The end of a log: the offset of the next record, and the header of the last batch (None: empty log)."""
+
+    end_offset: int
+    last: BatchHeader | None
+
+
+async def find_offset(partition: Partition, timestamp: int) -> int:
+    """The offset of the first record at or after `timestamp` (ms; START and END too); the end if there is none.
+
+    Raises ClusterError with the partition's code, NetworkError.
+    """
+    asked = {"partition_index": partition.index, "timestamp": timestamp}
+    body = {"topics": [{"name": partition.topic, "partitions": [asked]}]}
+    answer = await partition.cluster.request(LIST_OFFSETS, body, partition.leader_id())
+    row = _only(answer["topics"], partition)
+    if row["offset"] < 0:
+        return await find_offset(partition, END)
+    return int(row["offset"])
+
+
+async def fetch_slice(partition: Partition, offset: int, bytes_max: int) -> LogSlice:
+    """Raw batches from the one that holds `offset` on: at least one whole batch, if there is one.
+
+    Raises ClusterError with the partition's code (1: no such offset), NetworkError.
+    """
+    metadata = partition.cluster.topics.get(partition.topic)
+    asked = {"partition": partition.index, "fetch_offset": offset, "partition_max_bytes": bytes_max}
+    topic = {
+        "topic": partition.topic,
+        "topic_id": metadata.topic_id if metadata else bytes(16),
+        "partitions": [asked],
+    }
+    body = {"max_wait_ms": 0, "min_bytes": 0, "max_bytes": bytes_max, "topics": [topic]}
+    answer = await partition.cluster.request(FETCH, body, partition.leader_id())
+    if answer["error_code"]:
+        raise ClusterError(answer["error_code"], "Fetch", where=partition.where)
+    row = _only(answer["responses"], partition)
+    return LogSlice(row["records"] or b"", row["log_start_offset"], row["high_watermark"])
+
+
+async def read_tail(partition: Partition) -> LogTail:
+    """The tail as consumers can see it (below the high watermark). Raises as the functions above."""
+    end = await find_offset(partition, END)
+    if end <= await find_offset(partition, START):
+        return LogTail(end, None)
+    found = await fetch_slice(partition, end - 1, 1)
+    last = open_batch(found.records)
+    if last is None:
+        raise ProtocolError("a Fetch below the log's end brought no batch", where=partition.where)
+    return LogTail(end, last)
+
+
+def _only(topics: list[Body], partition: Partition) -> Body:
+    for topic in topics:
+        for row in topic.get("partitions", ()):
+            if row["partition_index"] == partition.index:
+                if row["error_code"]:
+                    raise ClusterError(row["error_code"], where=partition.where)
+                return dict(row)
+    raise ProtocolError("the answer leaves our partition out", where=partition.where)
