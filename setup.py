@@ -28,7 +28,11 @@ if switched_on("DEBUG"):
 else:
     compile_args += ["-O3", "-g1"]
 if switched_on("SANITIZE"):
-    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+    sanitizers = [
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+        "-fno-omit-frame-pointer",
+    ]
     compile_args += sanitizers
     link_args += sanitizers
 if switched_on("COVERAGE"):

@@ -38,7 +38,7 @@ verdict batch_inspect(const batch *b, int64_t wanted_offset) {
     if (b->attributes & ATTRIBUTE_TRANSACTIONAL) return REBUILD_TRANSACTIONAL;
     if (b->attributes & ATTRIBUTE_LOG_APPEND_TIME) return REBUILD_APPEND_TIME;
     if (b->attributes & ATTRIBUTE_DELETE_HORIZON) return REBUILD_DELETE_HORIZON;
-    if (b->count != b->last_offset_delta + 1) return REBUILD_HOLES;
+    if (b->count - 1 != b->last_offset_delta) return REBUILD_HOLES;
     if (b->base_offset < wanted_offset) return REBUILD_HEAD;
     return PASS;
 }

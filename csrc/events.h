@@ -20,7 +20,7 @@ typedef enum {
 enum { EVENT_TEXT_MAX = 200 };
 
 typedef struct {
-    void *owner; /* the lane's */
+    lane *lane; /* holds a reference: the lane's owner may be gone by the time it is told */
     event_kind kind;
     int32_t code;
     int64_t first, second;
@@ -33,7 +33,8 @@ typedef struct {
 } event_list;
 
 /* A cleared event to fill in. Aborts when memory is out: losing one would be silence about a fault. */
-event *event_add(event_list *events, const lane *l, event_kind kind);
+event *event_add(event_list *events, lane *l, event_kind kind);
+void event_list_clear(event_list *events);
 void event_list_free(event_list *events);
 
 #endif

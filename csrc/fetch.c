@@ -34,13 +34,15 @@ struct fetch_stream {
 source *source_new(slab_pool *pool, uint64_t lane_bytes_max) {
     source *s = calloc(1, sizeof *s);
     if (!s) return NULL;
-    *s = (source){.pool = pool, .lane_bytes_max = lane_bytes_max, .refs = 1};
+    *s = (source){.pool = slab_pool_ref(pool), .lane_bytes_max = lane_bytes_max, .refs = 1};
     ring_init(&s->fetchable);
     return s;
 }
 
 void source_unref(source *s) {
-    if (--s->refs == 0) free(s);
+    if (--s->refs) return;
+    slab_pool_unref(s->pool);
+    free(s);
 }
 
 void source_set(lane *l, source *s, int32_t leader_epoch) {
@@ -53,7 +55,7 @@ void source_set(lane *l, source *s, int32_t leader_epoch) {
 }
 
 void source_offer(lane *l) {
-    if (l->running && !l->blocked && !l->fetching && l->source && l->bytes <= l->source->lane_bytes_max / 2 &&
+    if (l->running && !l->blocked && !l->fetching && l->source && lane_has_room(l, l->source->lane_bytes_max) &&
         l->counters->fetch_offset < l->counters->stop_offset)
         ring_join(&l->source->fetchable, &l->fetchable);
 }
@@ -96,6 +98,14 @@ static bool reserve_entry(fetch_stream *f) {
     return true;
 }
 
+static void put_back(lane_entry *entry) {
+    lane *l = entry->lane;
+    entry->lane = NULL;
+    l->fetching = false;
+    source_offer(l);
+    lane_unref(l);
+}
+
 /* Takes lanes from the ring until they can be expected to fill the response: the rest is left for the next stream. */
 static void choose_lanes(fetch_stream *f, uint32_t bytes_max) {
     ring_link *ring = &f->source->fetchable;
@@ -108,7 +118,8 @@ static void choose_lanes(fetch_stream *f, uint32_t bytes_max) {
         f->lanes[f->count] = (lane_entry){lane_ref(l), l->generation, (uint32_t)f->count};
         f->count++;
     }
-    lane_group_by_source(f->lanes, f->count);
+    size_t asked = lane_group_by_source(f->lanes, f->count);
+    while (f->count > asked) put_back(&f->lanes[--f->count]);
 }
 
 static bool same_topic(const topic *a, const topic *b) {
@@ -206,13 +217,8 @@ size_t fetch_compose(fetch_stream *f, const fetch_terms *terms, const uint8_t **
 }
 
 void fetch_abort(fetch_stream *f) {
-    for (size_t i = 0; i < f->count; i++) {
-        lane *l = f->lanes[i].lane;
-        if (!l) continue;
-        l->fetching = false;
-        source_offer(l);
-        lane_unref(l);
-    }
+    for (size_t i = 0; i < f->count; i++)
+        if (f->lanes[i].lane) put_back(&f->lanes[i]);
     slab_pool_release(f->source->pool, f->reserved);
     f->count = f->reserved = 0;
     f->outstanding = false;
@@ -297,8 +303,9 @@ static void read_partition(fetch_stream *f, reader *r, bool flexible, const uint
     f->failed = error != 0;
     if (!f->answered) return;
     lane *l = f->answered->lane;
+    if (l->generation != f->answered->generation) return; /* a late answer: the lane may stand elsewhere by now */
     if (error) {
-        if (l->generation == f->answered->generation) event_add(events, l, FETCH_ERROR)->code = error;
+        event_add(events, l, FETCH_ERROR)->code = error;
         source_set(l, NULL, -1);
         return;
     }
@@ -341,30 +348,30 @@ static bool read_records(fetch_stream *f, slab *frame, size_t have, event_list *
     return true;
 }
 
-/* DivergingEpoch is tag 0 of a partition: (epoch i32, end_offset i64, tags). */
-static void read_partition_tags(fetch_stream *f, reader *r, event_list *events) {
+/* DivergingEpoch is tag 0 of a partition: (epoch i32, end_offset i64, tags). Returns its body, or NULL. */
+static const uint8_t *read_diverging_epoch(reader *r) {
+    const uint8_t *found = NULL;
     uint32_t count = read_uvarint(r);
     while (count-- && !r->bad) {
         uint32_t tag = read_uvarint(r), size = read_uvarint(r);
         const uint8_t *body = read_span(r, size);
-        if (!body || tag != 0 || size < 12 || !takes_records(f)) continue;
-        event *e = event_add(events, f->answered->lane, DIVERGED);
-        e->first = (int32_t)load_u32(body);
-        e->second = (int64_t)load_u64(body + 4);
-        f->answered->lane->blocked = true;
+        if (tag == 0 && size >= 12) found = body;
     }
+    return found;
+}
+
+static void diverge(lane *l, const uint8_t *diverging_epoch, event_list *events) {
+    l->blocked = true;
+    event *e = event_add(events, l, DIVERGED);
+    e->first = (int32_t)load_u32(diverging_epoch);
+    e->second = (int64_t)load_u64(diverging_epoch + 4);
 }
 
 static void end_partition(fetch_stream *f, reader *r, bool flexible, event_list *events) {
-    if (flexible) read_partition_tags(f, r, events);
+    const uint8_t *diverging_epoch = flexible ? read_diverging_epoch(r) : NULL;
     if (r->bad) return;
-    if (f->answered) {
-        lane *l = f->answered->lane;
-        f->answered->lane = NULL;
-        l->fetching = false;
-        source_offer(l);
-        lane_unref(l);
-    }
+    if (diverging_epoch && takes_records(f)) diverge(f->answered->lane, diverging_epoch, events);
+    if (f->answered) put_back(f->answered);
     f->answered = NULL;
     f->phase = --f->partitions_left ? PARTITION : TOPIC_END;
 }
@@ -382,6 +389,7 @@ static void read_element(fetch_stream *f, reader *r, slab *frame, event_list *ev
             break;
         case RESPONSE_END:
             if (flexible) skip_tags(r);
+            if (reader_left(r) || r->end != frame->data + frame->size) r->bad = true;
             break;
         case RECORDS: break;
     }
@@ -397,12 +405,10 @@ fetch_progress fetch_feed(fetch_stream *f, slab *frame, size_t have, event_list 
         }
         if (f->at > have) return FETCH_MORE;
         fetch_stream before = *f; /* an element that is cut short is read again from its start */
-        size_t events_before = events->count;
         reader r = {frame->data + f->at, frame->data + have, false};
         read_element(f, &r, frame, events);
         if (r.bad) {
             *f = before;
-            events->count = events_before;
             if (have < frame->size) return FETCH_MORE;
             break;
         }

@@ -34,7 +34,7 @@ void source_unref(source *s);
 void source_set(lane *l, source *s, int32_t leader_epoch);
 
 /* Puts the lane into its source's ring if it can be fetched: running, not blocked, not in an outstanding Fetch, below
- * its stop offset, and at least half of lane_bytes_max free (crumbs would cost a request each). */
+ * its stop offset, and with room (lane_has_room). */
 void source_offer(lane *l);
 
 typedef struct {

@@ -6,7 +6,7 @@
 #include "fetch.h"
 #include "produce.h"
 
-enum { BATCHES_MIN = 8, BATCHES_MAX = 1 << 16 };
+enum { BATCHES_MIN = 8 };
 
 static bool set_topic(topic *t, const char *name, const uint8_t *id) {
     size_t length = strlen(name);
@@ -88,9 +88,17 @@ void lane_halt(lane *l) {
     drop_queued(l);
 }
 
+void lane_orphan(lane *l) {
+    lane_halt(l);
+    source_set(l, NULL, -1);
+    l->owner = NULL;
+    l->own_counters = *l->counters;
+    l->counters = &l->own_counters;
+}
+
 static bool grow(lane *l) {
     if (l->tail - l->head < l->capacity) return true;
-    if (l->capacity == BATCHES_MAX) return false;
+    if (l->capacity == LANE_BATCHES_MAX) return false;
     uint32_t capacity = l->capacity * 2;
     lane_batch *bigger = malloc(capacity * sizeof *bigger);
     if (!bigger) return false;
@@ -128,12 +136,22 @@ static void append(lane *l, uint8_t *p, const batch *b, slab *home, int64_t sour
     target_offer(l);
 }
 
+/* A batch beyond the stop offset has come, so compaction left nothing between the one before it and there. */
+static verdict reach_stop(lane *l) {
+    if (l->skip_records) return REFUSE_TAIL;
+    l->counters->fetch_offset = l->counters->stop_offset;
+    pass_over(l, l->counters->stop_offset, 0);
+    return PASS;
+}
+
 verdict lane_accept(lane *l, uint8_t *p, const batch *b, slab *home) {
-    int64_t wanted = l->counters->fetch_offset;
-    int64_t source_next = b->base_offset + (b->magic == 2 ? b->last_offset_delta : 0) + 1;
-    if (b->base_offset >= l->counters->stop_offset) return PASS;
+    int64_t wanted = l->counters->fetch_offset, stop = l->counters->stop_offset;
+    if (wanted >= stop) return PASS;
     verdict v = batch_inspect(b, wanted);
-    if (v != REFUSE_MALFORMED && v != REBUILD_MAGIC && source_next <= wanted) return PASS;
+    if (v == REFUSE_MALFORMED || v == REBUILD_MAGIC) return v; /* says nothing to rely on about its offsets */
+    if (b->base_offset >= stop) return reach_stop(l);
+    int64_t source_next = b->base_offset + b->last_offset_delta + 1;
+    if (source_next <= wanted) return PASS;
     if (v > SKIP_EMPTY) return v;
     if (v == PASS && l->skip_records) {
         if (b->count > l->skip_records) return REFUSE_TAIL;
@@ -176,42 +194,70 @@ bool lane_settle(lane *l, int64_t base_offset) {
     return true;
 }
 
-static int compare(const topic *left, const topic *right, uint32_t left_order, uint32_t right_order) {
+static int compare_topics(const topic *left, const topic *right) {
     if (left->length != right->length) return left->length < right->length ? -1 : 1;
-    int names = memcmp(left->name, right->name, left->length);
-    if (names) return names;
-    return left_order < right_order ? -1 : left_order > right_order;
+    return memcmp(left->name, right->name, left->length);
 }
 
-static int by_source_topic(const void *left, const void *right) {
+static int compare_numbers(int64_t left, int64_t right) { return (left > right) - (left < right); }
+
+static int by_source_partition(const void *left, const void *right) {
     const lane_entry *a = left, *b = right;
-    return compare(&a->lane->source_topic, &b->lane->source_topic, a->order, b->order);
+    int order = compare_topics(&a->lane->source_topic, &b->lane->source_topic);
+    if (!order) order = compare_numbers(a->lane->source_partition, b->lane->source_partition);
+    return order ? order : compare_numbers(a->order, b->order);
 }
 
 static int by_target_topic(const void *left, const void *right) {
     const lane_entry *a = left, *b = right;
-    return compare(&a->lane->target_topic, &b->lane->target_topic, a->order, b->order);
+    int order = compare_topics(&a->lane->target_topic, &b->lane->target_topic);
+    return order ? order : compare_numbers(a->order, b->order);
+}
+
+static bool share_topic(const lane_entry *a, const lane_entry *b) {
+    return !compare_topics(&a->lane->source_topic, &b->lane->source_topic);
+}
+
+static void swap(lane_entry *a, lane_entry *b) {
+    lane_entry e = *a;
+    *a = *b;
+    *b = e;
 }
 
 static void reverse(lane_entry *entries, size_t from, size_t to) {
-    while (from + 1 < to) {
-        lane_entry e = entries[from];
-        entries[from++] = entries[--to];
-        entries[to] = e;
-    }
+    while (from + 1 < to) swap(&entries[from++], &entries[--to]);
 }
 
-static void rotate_first_to_front(lane_entry *entries, size_t n) {
-    size_t first = 0;
-    while (first < n && entries[first].order) first++;
+static void rotate_to_front(lane_entry *entries, size_t n, size_t first) {
     reverse(entries, 0, first);
     reverse(entries, first, n);
     reverse(entries, 0, n);
 }
 
-void lane_group_by_source(lane_entry *entries, size_t n) {
-    qsort(entries, n, sizeof *entries, by_source_topic);
-    rotate_first_to_front(entries, n);
+/* Of sorted entries, moves those whose partition the entry before them names already behind the others. */
+static size_t part_twins(lane_entry *entries, size_t n) {
+    size_t kept = 1;
+    for (size_t i = 1; i < n; i++) {
+        const lane_entry *last = &entries[kept - 1];
+        if (share_topic(last, &entries[i]) && last->lane->source_partition == entries[i].lane->source_partition)
+            continue;
+        swap(&entries[kept++], &entries[i]);
+    }
+    return kept;
+}
+
+size_t lane_group_by_source(lane_entry *entries, size_t n) {
+    if (!n) return 0;
+    qsort(entries, n, sizeof *entries, by_source_partition);
+    n = part_twins(entries, n);
+    size_t first = 0;
+    while (entries[first].order) first++;
+    size_t from = first, to = first + 1;
+    while (from && share_topic(&entries[from - 1], &entries[first])) from--;
+    while (to < n && share_topic(&entries[to], &entries[first])) to++;
+    rotate_to_front(entries + from, to - from, first - from);
+    rotate_to_front(entries, n, from);
+    return n;
 }
 
 void lane_group_by_target(lane_entry *entries, size_t n) { qsort(entries, n, sizeof *entries, by_target_topic); }

@@ -25,6 +25,8 @@
 
 enum { TOPIC_NAME_MAX = 249, TOPIC_ID_SIZE = 16 }; /* Kafka's Topic.MAX_NAME_LENGTH */
 
+enum { LANE_BATCHES_MAX = 1 << 16 }; /* queued and in flight, however small they are */
+
 typedef struct {
     uint8_t id[TOPIC_ID_SIZE];
     uint16_t length;
@@ -78,7 +80,8 @@ typedef struct lane {
     lane_batch *batches;
     uint32_t capacity, head, send, tail; /* capacity is a power of two, the cursors run freely */
     lane_counters *counters;
-    void *owner; /* whoever gets this lane's events; never looked at here */
+    lane_counters own_counters; /* once it is orphaned */
+    void *owner;                /* whoever gets this lane's events; never looked at here */
 } lane;
 
 typedef struct {
@@ -87,7 +90,7 @@ typedef struct {
     int32_t source_partition, target_partition;
     int64_t producer_id;
     int16_t producer_epoch;
-    lane_counters *counters; /* must outlive the lane */
+    lane_counters *counters; /* until lane_orphan */
     void *owner;
 } lane_spec;
 
@@ -106,12 +109,21 @@ void lane_resume(lane *l, checkpoint from, int64_t skip_records, int64_t stop_of
 /* Stops fetching and sending, drops what is queued. What is in flight stays until answered or abandoned. */
 void lane_halt(lane *l);
 
+/* The owner goes, and its row of counters with it: halts the lane for good, but what is in flight holds it still. */
+void lane_orphan(lane *l);
+
 static inline uint32_t lane_in_flight(const lane *l) { return l->send - l->head; }
 static inline uint32_t lane_queued(const lane *l) { return l->tail - l->send; }
 
+/* Half free, by bytes and by number: to ask for crumbs would cost a request each. */
+static inline bool lane_has_room(const lane *l, uint64_t bytes_max) {
+    return l->bytes <= bytes_max / 2 && l->tail - l->head <= LANE_BATCHES_MAX / 2;
+}
+
 /* Inspects the batch at p (inside `home`), and takes it in when it passes: re-addressed, with the next sequence,
  * holding a reference to `home`. Skipped batches only move the position. Batches behind what is wanted, or beyond
- * the stop offset, are left out and answered with PASS. Any verdict but PASS and SKIP_* leaves the lane as it was;
+ * the stop offset, are left out and answered with PASS; one beyond it also says that there is nothing before it any
+ * more, so the lane has reached its stop offset. Any verdict but PASS and SKIP_* leaves the lane as it was;
  * the caller must then not offer it a later batch, or there would be a hole. */
 verdict lane_accept(lane *l, uint8_t *p, const batch *b, slab *home);
 
@@ -155,10 +167,14 @@ typedef struct {
     uint32_t generation, order;
 } lane_entry;
 
+/* Brings entries of one topic together, and the entry with order 0 to the front: a broker answers at least one batch
+ * for the first partition named, so who waits longest must come first. Returns how many entries to ask for. Those
+ * behind them name a partition once more (two lanes may copy it to two targets): a broker keeps only the offset named
+ * last, and what the other lane then got would have a hole before it. */
+size_t lane_group_by_source(lane_entry *entries, size_t n);
+
 /* Brings entries of one topic together (a Produce request that names a topic twice loses one of the two), without
- * changing their order inside it, and puts the topic of the entry with order 0 first: a broker answers at least one
- * batch for the first partition named, so who waits longest must come first. */
-void lane_group_by_source(lane_entry *entries, size_t n);
+ * changing their order inside it. */
 void lane_group_by_target(lane_entry *entries, size_t n);
 
 #endif

@@ -7,7 +7,7 @@
 
 struct slab_pool {
     size_t budget, used, reserved, cached;
-    uint32_t outstanding;
+    uint32_t refs;
     bool closed;
     slab *free_list[CLASSES];
 };
@@ -26,7 +26,7 @@ static unsigned class_of(uint32_t size, uint32_t *capacity) {
 
 slab_pool *slab_pool_new(size_t budget) {
     slab_pool *pool = calloc(1, sizeof *pool);
-    if (pool) pool->budget = budget;
+    if (pool) *pool = (slab_pool){.budget = budget, .refs = 1};
     return pool;
 }
 
@@ -43,7 +43,16 @@ static void drop_cached(slab_pool *pool) {
 void slab_pool_free(slab_pool *pool) {
     drop_cached(pool);
     pool->closed = true;
-    if (!pool->outstanding) free(pool);
+    slab_pool_unref(pool);
+}
+
+slab_pool *slab_pool_ref(slab_pool *pool) {
+    pool->refs++;
+    return pool;
+}
+
+void slab_pool_unref(slab_pool *pool) {
+    if (--pool->refs == 0) free(pool);
 }
 
 slab *slab_acquire(slab_pool *pool, uint32_t size) {
@@ -59,9 +68,8 @@ slab *slab_acquire(slab_pool *pool, uint32_t size) {
         s = malloc(sizeof *s + capacity);
         if (!s) return NULL;
     }
-    *s = (slab){.pool = pool, .refs = 1, .capacity = capacity, .size = size};
+    *s = (slab){.pool = slab_pool_ref(pool), .refs = 1, .capacity = capacity, .size = size};
     pool->used += capacity;
-    pool->outstanding++;
     return s;
 }
 
@@ -69,11 +77,7 @@ void slab_unref(slab *s) {
     if (--s->refs) return;
     slab_pool *pool = s->pool;
     pool->used -= s->capacity;
-    pool->outstanding--;
-    if (pool->closed) {
-        free(s);
-        if (!pool->outstanding) free(pool);
-    } else if (pool->used + pool->cached + s->capacity > pool->budget) {
+    if (pool->closed || pool->used + pool->cached + s->capacity > pool->budget) {
         free(s);
     } else {
         uint32_t capacity;
@@ -82,6 +86,7 @@ void slab_unref(slab *s) {
         pool->free_list[c] = s;
         pool->cached += capacity;
     }
+    slab_pool_unref(pool);
 }
 
 bool slab_pool_reserve(slab_pool *pool, size_t bytes) {

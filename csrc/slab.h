@@ -30,8 +30,12 @@ typedef struct slab {
 
 slab_pool *slab_pool_new(size_t budget);
 
-/* The pool itself goes when its last slab does. */
+/* Ends the owner's use of the pool. The pool itself goes when the last slab and the last source do. */
 void slab_pool_free(slab_pool *pool);
+
+/* For whoever reserves and may outlive the owner. */
+slab_pool *slab_pool_ref(slab_pool *pool);
+void slab_pool_unref(slab_pool *pool);
 
 /* A slab of `size` bytes with one reference; NULL when size is over SLAB_SIZE_MAX or memory is out. */
 slab *slab_acquire(slab_pool *pool, uint32_t size);

@@ -3,6 +3,7 @@
 
 `_core.pyi` is the typed contract of this module; csrc/core.h that of what stands behind it.
 """
+cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -89,10 +90,10 @@ cdef list drain(event_list *events):
     cdef event *e
     for i in range(events.count):
         e = &events.items[i]
-        if e.owner != NULL:
+        if e.lane.owner != NULL:
             text = e.text[:strlen(e.text)].decode("utf-8", "replace")
-            out.append(Event(<object>e.owner, EVENTS[e.kind], e.code, e.first, e.second, text))
-    events.count = 0
+            out.append(Event(<object>e.lane.owner, EVENTS[e.kind], e.code, e.first, e.second, text))
+    event_list_clear(events)
     return out
 
 
@@ -117,6 +118,9 @@ cdef class Frame:
     """One response frame without its length prefix, readable as a buffer."""
     cdef slab *home
 
+    def __init__(self):
+        raise TypeError("frames come from Transport.receive")
+
     def __dealloc__(self):
         if self.home != NULL:
             slab_unref(self.home)
@@ -128,6 +132,7 @@ cdef class Frame:
         PyBuffer_FillInfo(view, self, self.home.data, self.home.size, 1, flags)
 
 
+@cython.no_gc_clear  # the core writes to `row` until __dealloc__
 cdef class Lane:
     cdef lane *c
     cdef object row
@@ -157,9 +162,7 @@ cdef class Lane:
 
     def __dealloc__(self):
         if self.c != NULL:
-            self.c.owner = NULL
-            lane_halt(self.c)
-            source_set(self.c, NULL, -1)
+            lane_orphan(self.c)
             lane_unref(self.c)
 
     def resume(self, where, int64_t skip_records, int64_t stop_offset):
@@ -201,7 +204,7 @@ cdef class Source:
     cdef source *c
     cdef Pool pool
 
-    def __cinit__(self, Pool pool, uint64_t lane_bytes_max):
+    def __cinit__(self, Pool pool not None, uint64_t lane_bytes_max):
         self.pool = pool
         self.c = source_new(pool.pool, lane_bytes_max)
         if self.c == NULL:
@@ -219,7 +222,7 @@ cdef class FetchStream:
     cdef event_list events
     cdef readonly uint32_t bytes_max
 
-    def __cinit__(self, Source source, bytes client_id, uint32_t bytes_max):
+    def __cinit__(self, Source source not None, bytes client_id not None, uint32_t bytes_max):
         self.source, self.client_id, self.bytes_max = source, client_id, bytes_max
         self.c = fetch_stream_new(source.c)
         if self.c == NULL:
@@ -230,9 +233,11 @@ cdef class FetchStream:
             fetch_stream_free(self.c)
         event_list_free(&self.events)
 
-    def compose(self, Transport transport, int16_t version, int32_t correlation_id, int32_t wait_ms):
+    def compose(self, Transport transport not None, int16_t version, int32_t correlation_id, int32_t wait_ms):
         cdef fetch_terms terms
         cdef const uint8_t *request = NULL
+        if transport.first < transport.count:
+            return False  # an earlier request may still stand in the buffer that this one would be written to
         terms.version, terms.correlation_id, terms.wait_ms = version, correlation_id, wait_ms
         terms.client_id, terms.client_id_length = self.client_id, PyBytes_GET_SIZE(self.client_id)
         terms.bytes_max = self.bytes_max
@@ -262,8 +267,9 @@ cdef class Target:
     cdef event_list events
     cdef uint32_t bytes_max
     cdef int32_t timeout_ms
+    cdef Transport sending  # the newest request
 
-    def __cinit__(self, bytes client_id, uint32_t bytes_max, int32_t timeout_ms):
+    def __cinit__(self, bytes client_id not None, uint32_t bytes_max, int32_t timeout_ms):
         self.client_id, self.bytes_max, self.timeout_ms = client_id, bytes_max, timeout_ms
         self.c = target_new()
         if self.c == NULL:
@@ -275,25 +281,33 @@ cdef class Target:
             target_unref(self.c)
         event_list_free(&self.events)
 
-    def gather(self, Transport transport, int16_t version, int32_t correlation_id):
+    def gather(self, Transport transport not None, int16_t version, int32_t correlation_id):
         cdef produce_terms terms
         cdef produce_request request
+        if transport.first < transport.count:
+            return 0  # or more than the newest request could be unsent when an answer comes: see settle
         terms.version, terms.correlation_id, terms.timeout_ms = version, correlation_id, self.timeout_ms
         terms.client_id, terms.client_id_length = self.client_id, PyBytes_GET_SIZE(self.client_id)
         terms.bytes_max = self.bytes_max
         if not target_gather(self.c, &terms, &request):
             return 0
+        self.sending = transport
         for i in range(request.count):
             transport.push(request.parts[i].iov_base, request.parts[i].iov_len, self if i == 0 else None)
         return request.bytes
 
-    def settle(self, Frame frame):
+    def settle(self, Frame frame not None):
         cdef int32_t throttle_ms = 0
+        if target_in_flight(self.c) == 1 and self.sending.first < self.sending.count:
+            raise ValueError("an answer to a Produce request that is still being sent")  # its bytes must not move
         if not target_settle(self.c, frame.home.data, frame.home.size, &throttle_ms, &self.events):
             raise ValueError("not the answer to the Produce request that is due")
         return throttle_ms
 
     def abandon(self):
+        if self.sending is not None and self.sending.first < self.sending.count:
+            raise RuntimeError("a request is still being sent: close its transport before giving it up")
+        self.sending = None
         target_abandon(self.c, &self.events)
 
     def take_events(self):
@@ -326,7 +340,7 @@ cdef class Transport:
     cdef list keep
     cdef readonly uint64_t received_bytes, sent_bytes
 
-    def __cinit__(self, int fd, Pool pool):
+    def __cinit__(self, int fd, Pool pool not None):
         self.fd, self.pool, self.keep = fd, pool, []
 
     def __dealloc__(self):
@@ -401,7 +415,7 @@ cdef class Transport:
         while True:
             if stream is not None:
                 progress = fetch_feed(stream.c, self.frame, self.filled, &stream.events)
-                if progress == FETCH_MALFORMED or (progress == FETCH_DONE and self.filled < self.frame.size):
+                if progress == FETCH_MALFORMED:
                     raise ValueError("malformed Fetch response")
             if self.filled == self.frame.size:
                 whole = Frame.__new__(Frame)
@@ -416,6 +430,8 @@ cdef class Transport:
 
     cdef push(self, void *base, size_t size, object owner):
         cdef iovec *parts
+        if size == 0:
+            return  # sending nothing would look like no progress
         if self.count == self.capacity:
             parts = <iovec *>realloc(self.parts, (self.capacity * 2 + 64) * sizeof(iovec))
             if parts == NULL:
@@ -426,7 +442,7 @@ cdef class Transport:
         if owner is not None:
             self.keep.append(owner)
 
-    def send(self, bytes data):
+    def send(self, bytes data not None):
         self.push(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), data)
 
     def flush(self):

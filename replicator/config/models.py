@@ -53,9 +53,9 @@ def _size(high: int, description: str) -> Meta:
 class Rename(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How a topic is called on the target: exactly one of the two."""
 
-    prefix: Annotated[
-        str, Meta(pattern=NAME_PART, max_length=100, description="Put in front of the topic's name.")
-    ] = ""
+    prefix: Annotated[str, Meta(pattern=NAME_PART, max_length=100, description="Put in front of the topic's name.")] = (
+        ""
+    )
     template: Annotated[
         str,
         Meta(pattern=TEMPLATE, max_length=100, description="The new name; {topic} stands for the old one."),
@@ -165,9 +165,7 @@ class Link(Struct, frozen=True, forbid_unknown_fields=True):
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     """What one worker may use. Sizes are bytes: 65536, or 64KiB, 2MiB, 1GiB."""
 
-    credit_bytes: Annotated[int, _size(1 << 40, "Bytes fetched and not yet acknowledged by the target.")] = (
-        64 * MIB
-    )
+    credit_bytes: Annotated[int, _size(1 << 40, "Bytes fetched and not yet acknowledged by the target.")] = 64 * MIB
     lane_bytes_max: Annotated[int, _size(INT32_MAX, "The same for a single partition.")] = 2 * MIB
     fetch_bytes_max: Annotated[int, _size(INT32_MAX, "Bytes asked for in one Fetch request.")] = MIB
     fetch_wait_ms: Annotated[
@@ -211,8 +209,8 @@ class LinkFile(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ]
     links: Annotated[tuple[Link, ...], Meta(min_length=1, max_length=1000, description="What to replicate.")]
-    workers: Annotated[int, _number(1, 256, "Processes that move data. Default: one a core, at most 4.")] = (
-        field(default_factory=default_workers)
+    workers: Annotated[int, _number(1, 256, "Processes that move data. Default: one a core, at most 4.")] = field(
+        default_factory=default_workers
     )
     limits: Annotated[Limits, Meta(description="Memory and time limits of a worker.")] = Limits()
 

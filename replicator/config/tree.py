@@ -109,9 +109,7 @@ def _plain(tree: Tree, node: Node, path: Path, verbatim: str) -> Any:
     tree.values[path] = _place(node.start_mark)
     match node:
         case MappingNode():
-            return {
-                key: _plain(tree, value, (*path, key), verbatim) for key, value in _entries(tree, node, path)
-            }
+            return {key: _plain(tree, value, (*path, key), verbatim) for key, value in _entries(tree, node, path)}
         case SequenceNode():
             return [_plain(tree, item, (*path, index), verbatim) for index, item in enumerate(node.value)]
         case ScalarNode(style=None) if path[0:1] != (verbatim,):
@@ -126,9 +124,7 @@ def _entries(tree: Tree, node: MappingNode, path: Path) -> Iterator[tuple[str, N
             raise ConfigError("a key must be a plain text", tree.file, *place)
         if (*path, key.value) in tree.keys:
             line = tree.keys[*path, key.value][0]
-            raise ConfigError(
-                f"`{key.value}` is given twice", tree.file, *place, hint=f"first on line {line}"
-            )
+            raise ConfigError(f"`{key.value}` is given twice", tree.file, *place, hint=f"first on line {line}")
         tree.keys[*path, key.value] = place
         yield key.value, value
 

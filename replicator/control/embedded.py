@@ -53,13 +53,9 @@ def _library_path() -> str:
     except importlib.metadata.PackageNotFoundError:
         files = []
     bundled = (Path(str(file.locate())) for file in files if _LIBRARY_FILE.fullmatch(file.name))
-    found = next((str(path) for path in bundled if path.exists()), None) or ctypes.util.find_library(
-        "rdkafka"
-    )
+    found = next((str(path) for path in bundled if path.exists()), None) or ctypes.util.find_library("rdkafka")
     if found is None:
-        raise ConfigError(
-            "librdkafka was not found", hint="pip install confluent-kafka, or install librdkafka"
-        )
+        raise ConfigError("librdkafka was not found", hint="pip install confluent-kafka, or install librdkafka")
     return found
 
 
@@ -109,9 +105,7 @@ class EmbeddedCluster:
             raise ValueError(f"replication_factor must be 1 to {self._brokers}, not {replication_factor}")
         if not self._cluster:
             raise ValueError("the cluster is closed")
-        code = self._lib.rd_kafka_mock_topic_create(
-            self._cluster, name.encode(), partitions, replication_factor
-        )
+        code = self._lib.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, replication_factor)
         if code:
             raise ClusterError(code, f"create topic {name}")
 

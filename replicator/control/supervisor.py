@@ -77,9 +77,7 @@ class Supervisor:
         self._watches: list[asyncio.Task[None]] = []
 
     def _link_control(self, link: Link) -> _LinkControl:
-        topics = Topics(
-            self.config.clusters[link.source], self.config.clusters[link.target], link.replication_factor
-        )
+        topics = Topics(self.config.clusters[link.source], self.config.clusters[link.target], link.replication_factor)
         return _LinkControl(link, self.clusters[link.source], self.clusters[link.target], topics)
 
     # ---- life ----
@@ -116,6 +114,7 @@ class Supervisor:
         await asyncio.gather(*self._watches, return_exceptions=True)
 
     async def _close(self) -> None:
+        self._rows_file.close()  # `rows` stays readable: the mapping outlives its file
         for cluster in self.clusters.values():
             await cluster.close()
 

@@ -357,4 +357,3 @@ class LaneRunner:
             " target but not on the source"
         )
         await self._stop(LaneState.DIVERGED, reason)
-

@@ -74,7 +74,9 @@ def write_message(writer: asyncio.StreamWriter, message: Order | Report) -> None
     writer.write(len(payload).to_bytes(4, "big") + payload)
 
 
-async def read_message(reader: asyncio.StreamReader, decoder: "msgspec.msgpack.Decoder[Order | Report]") -> Order | Report:
+async def read_message(
+    reader: asyncio.StreamReader, decoder: "msgspec.msgpack.Decoder[Order | Report]"
+) -> Order | Report:
     """The next message. Raises asyncio.IncompleteReadError when the other side has gone."""
     size = int.from_bytes(await reader.readexactly(4), "big")
     if size > MESSAGE_BYTES_MAX:

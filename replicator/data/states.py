@@ -98,5 +98,3 @@ class Rows:
         if self.checkpoint(row).position >= counters["stop_offset"]:
             return LaneState.DONE
         return LaneState.TAILING if counters["fetch_offset"] >= counters["high_watermark"] else state
-
-

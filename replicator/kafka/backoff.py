@@ -13,7 +13,7 @@ class Backoff:
 
     def next_s(self) -> float:
         """The next delay, in seconds."""
-        delay_ms = min(self.first_ms * 2 ** min(self.failures, 32), self.limit_ms)
+        delay_ms = min(self.first_ms * 2.0 ** min(self.failures, 32), self.limit_ms)
         self.failures += 1
         return delay_ms * random.uniform(0.8, 1.2) / 1000
 

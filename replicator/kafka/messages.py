@@ -60,7 +60,8 @@ def decode_api_versions(payload: Payload, asked_version: int) -> dict[int, tuple
     """What the broker offers, api key -> (lowest, highest version); None to say: ask again, in version 0.
 
     A broker that does not know the version asked in says so in the layout of version 0, the one that
-    everybody should read (KIP-511); what else they put there differs, so start over at 0. Raises ProtocolError for malformed bytes, ClusterError for any other error code.
+    everybody should read (KIP-511); what else they put there differs, so start over at 0. Raises ProtocolError
+    for malformed bytes, ClusterError for any other error code.
     """
     if asked_version > 0 and bytes(payload[4:6]) == _REFUSED:  # right behind the correlation id, always
         return None
@@ -188,13 +189,11 @@ OFFSET_FOR_LEADER_EPOCH = Api(
 INIT_PRODUCER_ID = Api(
     key=22,
     name="InitProducerId",
-    versions=(1, 3),  # 1: an id of our own; 3: transactional ids may name the id they hold
+    versions=(1,),  # newer ones give a link the same: a fresh id in epoch 0
     flexible_since=2,
     request=Struct(
         Field("transactional_id", NULLABLE_STRING, default=None),
         Field("transaction_timeout_ms", INT32, default=60_000),
-        Field("producer_id", INT64, since=3, default=-1),
-        Field("producer_epoch", INT16, since=3, default=-1),
     ),
     response=Struct(
         Field("throttle_time_ms", INT32, default=0),

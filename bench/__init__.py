@@ -1,0 +1,1 @@
+"""Measurements, each with its rival in the same run; see README.md."""
