@@ -45,6 +45,8 @@ void source_unref(source *s) {
     free(s);
 }
 
+void source_limit(source *s, uint64_t lane_bytes_max) { s->lane_bytes_max = lane_bytes_max; }
+
 void source_set(lane *l, source *s, int32_t leader_epoch) {
     ring_leave(&l->fetchable);
     if (s) s->refs++;
@@ -81,7 +83,7 @@ void fetch_stream_free(fetch_stream *f) {
 static bool caught_up(const lane *l) { return l->counters->fetch_offset >= l->counters->high_watermark; }
 
 static uint32_t lane_room(const lane *l, uint32_t bytes_max) {
-    uint64_t room = l->source->lane_bytes_max - l->bytes;
+    uint64_t most = l->source->lane_bytes_max, room = l->bytes < most ? most - l->bytes : 0;
     return room < bytes_max ? (uint32_t)room : bytes_max;
 }
 

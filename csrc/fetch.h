@@ -29,6 +29,9 @@ typedef struct source {
 source *source_new(slab_pool *pool, uint64_t lane_bytes_max);
 void source_unref(source *s);
 
+/* How much one lane may hold from now on; what it holds beyond that already, it keeps. */
+void source_limit(source *s, uint64_t lane_bytes_max);
+
 /* The lane's partition is led by this source's broker from now on (NULL: by none). Any earlier Fetch that names the
  * lane stays valid; the lane is fetched here once that one has ended. */
 void source_set(lane *l, source *s, int32_t leader_epoch);

@@ -93,6 +93,7 @@ cdef extern from "core.h" nogil:
         pass
     source *source_new(slab_pool *pool, uint64_t lane_bytes_max)
     void source_unref(source *s)
+    void source_limit(source *s, uint64_t lane_bytes_max)
     void source_set(lane *l, source *s, int32_t leader_epoch)
     ctypedef struct fetch_terms:
         int16_t version

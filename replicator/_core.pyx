@@ -48,8 +48,8 @@ BatchHeader = namedtuple(
 
 
 def use_crc32c(str kind):
-    if crc32c_use(CRC32C_KINDS.index(kind)):
-        raise ValueError(f"this processor has no CRC-32C of kind {kind}")
+    if kind not in CRC32C_KINDS or crc32c_use(CRC32C_KINDS.index(kind)):
+        raise ValueError(f"this processor has no CRC-32C of kind {kind!r}")
 
 
 def crc32c(const uint8_t[::1] data, uint32_t crc=0):
@@ -213,6 +213,9 @@ cdef class Source:
     def __dealloc__(self):
         if self.c != NULL:
             source_unref(self.c)
+
+    def limit(self, uint64_t lane_bytes_max):
+        source_limit(self.c, lane_bytes_max)
 
 
 cdef class FetchStream:

@@ -28,6 +28,7 @@ from replicator.cli.figures import (
     read_figures,
     spell_bytes,
     spell_seconds,
+    spell_states,
 )
 from replicator.cli.logs import logging_to, set_up_logging
 from replicator.cli.results import GOOD, LaneResult, Results, by_topic
@@ -170,7 +171,8 @@ class CopyJob:
                 drawn_s = now
                 figures = read_figures(self.supervisor)
                 done, total = self._done_of_total()
-                progress.draw("copying", done, total, _words(figures, meter.update(figures), done, total))
+                words = _words(figures, meter.update(figures), done, total)
+                progress.draw("copying" if total else "starting", done, total, words)
             if self._seconds.all():
                 return
             await asyncio.sleep(POLL_S)
@@ -202,9 +204,7 @@ class CopyJob:
 
         missing = np.flatnonzero(self._starts == UNKNOWN).tolist()
         if missing:
-            await self.supervisor.clusters["source"].refresh(
-                {self.lanes[lane].spec.topic for lane in missing}
-            )
+            await self.supervisor.clusters["source"].refresh({self.lanes[lane].spec.topic for lane in missing})
             await asyncio.gather(*map(find, missing))
 
     def _source(self, spec: LaneSpec) -> Partition:
@@ -260,6 +260,8 @@ def _start_timestamp(spec: LaneSpec) -> int:
 
 
 def _words(figures: Figures, rate: Rate, done: int, total: int) -> str:
+    if not total:
+        return spell_states(figures.states)
     words = [
         f"{done:,} of {total:,} records",
         f"{spell_bytes(rate.bytes)}/s",
@@ -285,6 +287,4 @@ class _Counter:
         self._done += records
         if (now := time.monotonic()) - self._drawn_s >= DRAW_S:
             self._drawn_s = now
-            self._progress.draw(
-                "verifying", self._done, self._total, f"{self._done:,} of {self._total:,} records"
-            )
+            self._progress.draw("verifying", self._done, self._total, f"{self._done:,} of {self._total:,} records")

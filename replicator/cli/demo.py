@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from replicator.cli.figures import RateMeter, counted, lane_positions, read_figures, spell_bytes, spell_rate
+from replicator.cli.figures import RateMeter, counted, find_trouble, lane_positions, read_figures, spell_bytes, spell_rate
 from replicator.cli.logs import logging_to, set_up_logging
 from replicator.cli.session import Interrupted, watch_signals
 from replicator.config.load import from_data
@@ -25,7 +25,7 @@ from replicator.config.models import Config
 from replicator.control.embedded import EmbeddedCluster
 from replicator.control.supervisor import Supervisor
 from replicator.data.verify import Claim, LaneVerdict, Outcome, verify_lanes
-from replicator.errors import NetworkError, VerificationFailed
+from replicator.errors import InternalError, NetworkError, VerificationFailed
 from replicator.kafka.log import Partition
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 TOPICS = {"orders": 4, "clicks": 4}  # name -> partitions
 RECORD_BYTES = 230  # about; 120,000 of them are 3.5 MiB a partition
 TICK_S = 0.05
+CHUNK = 1000  # records between two looks at everything else
 PLAIN_LINE_S = 1.0
 CATCH_UP_S = 15.0  # of which a second would do
 COUNT_TIMEOUT_S = 15.0
@@ -49,7 +50,7 @@ class Produced:
 
 
 async def demo(seconds: int, records: int) -> int:
-    """Runs it; returns the exit code. Raises VerificationFailed when the sides differ, and NetworkError."""
+    """Runs it; returns the exit code. Raises VerificationFailed when the sides differ, and what Show.run raises."""
     set_up_logging(logging.WARNING)
     try:
         with watch_signals() as session, _clusters() as (source, target):
@@ -85,9 +86,7 @@ def _config(source: EmbeddedCluster, target: EmbeddedCluster) -> Config:
             },
             "links": [{"source": "us", "target": "eu", "topics": {"include": list(TOPICS)}}],
             "workers": 1,
-            "limits": {
-                "fetch_wait_ms": 20
-            },  # the embedded cluster does not wake a waiting Fetch for new data
+            "limits": {"fetch_wait_ms": 20},  # the embedded cluster does not wake a waiting Fetch for new data
         }
     )
 
@@ -115,13 +114,14 @@ class Show:
         self._line_due_s = 0.0
 
     async def run(self, source: EmbeddedCluster, seconds: int, records: int) -> None:
-        """Until the target has everything. Raises NetworkError when it does not come."""
+        """Until the target has everything. Raises NetworkError or InternalError when it does not come."""
         ended_s = await self._produce(source, seconds, records)
         while self._arrived() < records:
+            for trouble in find_trouble(self.supervisor):
+                if trouble.state.is_final:
+                    raise InternalError(f"{trouble.info.spec.name}: {trouble.info.reason}")
             if time.monotonic() - ended_s > CATCH_UP_S:
-                raise NetworkError(
-                    f"only {self._arrived():,} of {records:,} records came within {CATCH_UP_S:.0f} s"
-                )
+                raise NetworkError(f"only {self._arrived():,} of {records:,} records came within {CATCH_UP_S:.0f} s")
             self._draw("draining")
             await asyncio.sleep(TICK_S / 5)
         self.behind_s = time.monotonic() - ended_s
@@ -136,19 +136,19 @@ class Show:
 
         producer = Producer({"bootstrap.servers": source.bootstrap_servers, "linger.ms": 5, **QUIET})
         partitions = [(topic, index) for topic, count in TOPICS.items() for index in range(count)]
-        began_s = time.monotonic()
+        began_s = ended_s = time.monotonic()
         while self.produced.records < records:
             due = min(records, int(records * (time.monotonic() - began_s) / seconds) + 1)
+            late, due = due > self.produced.records + CHUNK, min(due, self.produced.records + CHUNK)
             for number in range(self.produced.records, due):
                 topic, partition = partitions[number % len(partitions)]
                 value = _record(topic, number)
                 producer.produce(topic, value, key=str(number % 5000), partition=partition)
                 self.produced.bytes += len(value)
-            self.produced.records = due
+            self.produced.records, ended_s = due, time.monotonic()
             producer.poll(0)
             self._draw("producing and replicating")
-            await asyncio.sleep(TICK_S)
-        ended_s = time.monotonic()
+            await asyncio.sleep(0 if late else TICK_S)
         if left := await asyncio.to_thread(producer.flush, CATCH_UP_S):
             raise NetworkError(f"{counted(left, 'record')} could not be produced into the embedded cluster")
         return ended_s
@@ -209,9 +209,7 @@ def _count_records(target: EmbeddedCluster) -> int:
 
     options: dict[str, Any] = {"bootstrap.servers": target.bootstrap_servers, "group.id": "demo", **QUIET}
     consumer = Consumer(options | {"enable.partition.eof": True, "fetch.wait.max.ms": 20})
-    partitions = [
-        TopicPartition(topic, index, 0) for topic, count in TOPICS.items() for index in range(count)
-    ]
+    partitions = [TopicPartition(topic, index, 0) for topic, count in TOPICS.items() for index in range(count)]
     consumer.assign(partitions)
     ended: set[object] = set()
     records, deadline_s = 0, time.monotonic() + COUNT_TIMEOUT_S
@@ -232,9 +230,7 @@ def _check(verdicts: list[LaneVerdict], produced: int, consumed: int) -> None:
             raise VerificationFailed(verdict.reason)
     compared = sum(verdict.records for verdict in verdicts)
     if not produced == compared == consumed:
-        raise VerificationFailed(
-            f"{produced:,} records produced, {compared:,} compared, {consumed:,} consumed"
-        )
+        raise VerificationFailed(f"{produced:,} records produced, {compared:,} compared, {consumed:,} consumed")
 
 
 def _summary(show: Show, verdicts: list[LaneVerdict], consumed: int) -> str:
@@ -252,6 +248,6 @@ It works: everything that was produced into us is on eu, once and in order.
 
 Next, with clusters of your own:
 
-  replicator copy --from HOST:9092 --to HOST:9092 --topics NAME    once, with the same proof at the end
-  replicator run link.yaml                                         for good; `replicator run --help` has a link file
+  replicator copy --from HOST:9092 --to HOST:9092 --topics NAME   once, proved at the end
+  replicator run link.yaml                                        for good (see `replicator run --help`)
 """

@@ -81,16 +81,11 @@ def run(link_file: str, quiet: bool, verbose: bool, json_log: bool) -> None:
     """Runs the links of a file until told to stop.
 
     The log goes to stderr, with the figures every 10 seconds; on a terminal they stay in view instead. SIGTERM or
-    Ctrl-C finishes what is under way and exits 0; a second one exits at once. Nothing is lost either way: the next
-    run goes on from the target's own log.
+    Ctrl-C finishes what is under way and exits 0; a second one exits at once.
     """
     from replicator.cli.run import run as run_links
 
-    _run(
-        run_links(
-            link_file, logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO, json_log
-        )
-    )
+    _run(run_links(link_file, logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO, json_log))
 
 
 # ---- copy ----
@@ -138,12 +133,8 @@ def _start(ctx: click.Context, parameter: click.Parameter, value: str) -> str | 
 
 
 @main.command(epilog=EXAMPLES["copy"], short_help="Copies topics as they are now, and proves it.")
-@click.option(
-    "--from", "source", required=True, metavar="HOST:PORT", callback=_address, help="Cluster to read."
-)
-@click.option(
-    "--to", "target", required=True, metavar="HOST:PORT", callback=_address, help="Cluster to write."
-)
+@click.option("--from", "source", required=True, metavar="HOST:PORT", callback=_address, help="Cluster to read.")
+@click.option("--to", "target", required=True, metavar="HOST:PORT", callback=_address, help="Cluster to write.")
 @click.option(
     "--topics",
     required=True,

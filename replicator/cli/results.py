@@ -115,9 +115,7 @@ class Results:
             case "copied":
                 return f"{size} copied {took}, not verified"
             case "recompressed":
-                return (
-                    f"{size} copied {took}; verified by counts and timestamps, since the target recompresses"
-                )
+                return f"{size} copied {took}; verified by counts and timestamps, since the target recompresses"
             case "interrupted":
                 return (
                     f"interrupted after {spell_seconds(self.seconds)}: {size} of {self.total_records:,} copied; to copy"
@@ -125,9 +123,7 @@ class Results:
                 )
         bad = sum(problem.outcome not in GOOD for topic in self.topics for problem in topic.problems)
         lanes = sum(topic.partitions for topic in self.topics)
-        return (
-            f"{size} copied {took}, but {bad:,} of {counted(lanes, 'partition')} did not end well: see above"
-        )
+        return f"{size} copied {took}, but {bad:,} of {counted(lanes, 'partition')} did not end well: see above"
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`: plain values. Keys are only ever added."""

@@ -33,19 +33,17 @@ from replicator.config.models import Config
 from replicator.control.supervisor import Supervisor
 
 TROUBLES_MAX = 8
+WIDTH_MAX = 120
+CARET_ROOM = 3  # a terminal echoes ^C behind the last line; were that full, everything would move by a line
 PIPE_WIDTH = 160  # of tables where no terminal says how wide it is
-
-
-def err_console() -> Console:
-    return Console(stderr=True, highlight=False)
 
 
 class Screen:
     """Something live on stderr, with log lines above it."""
 
-    def __init__(self) -> None:
-        self.console = err_console()
-        self.live = Live(console=self.console, auto_refresh=False)
+    def __init__(self, *, transient: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.live = Live(console=self.console, auto_refresh=False, transient=transient)
 
     def print_line(self, line: str) -> None:
         """A line above; never cut, never taken for markup."""
@@ -53,6 +51,10 @@ class Screen:
 
     def show(self, what: RenderableType) -> None:
         self.live.update(what, refresh=True)
+
+    def show_panel(self, what: RenderableType, title: str, border: str) -> None:
+        width = min(self.console.width, WIDTH_MAX) - CARET_ROOM
+        self.show(Panel(what, title=title, title_align="left", border_style=border, width=width))
 
     def __enter__(self) -> Self:
         self.live.start()
@@ -83,14 +85,8 @@ class LiveScreen(Screen):
         parts: list[RenderableType] = [_totals(figures, self._meter.update(figures))]
         if troubles:
             parts.append(_troubles(troubles, min(TROUBLES_MAX, max(self.console.height - 8, 1))))
-        border = (
-            "red"
-            if any(trouble.state.is_final for trouble in troubles)
-            else "yellow"
-            if troubles
-            else "green"
-        )
-        self.show(Panel(Group(*parts), title=self._links, title_align="left", border_style=border))
+        border = "red" if any(trouble.state.is_final for trouble in troubles) else "yellow" if troubles else "green"
+        self.show_panel(Group(*parts), self._links, border)
 
 
 def _totals(figures: Figures, rate: Rate) -> RenderableType:
@@ -108,36 +104,37 @@ def _troubles(troubles: list[Trouble], rows_max: int) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for _ in range(2):
         table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis")
+    table.add_column()  # the one that gives way when it gets narrow
     for trouble in troubles[:rows_max]:
         style = "red" if trouble.state.is_final else "yellow"
         name = f"{trouble.info.spec.link} {trouble.info.spec.name}"
-        table.add_row(name, Text(spell_state(trouble.state), style=style), Text(trouble.info.reason))
+        table.add_row(
+            name,
+            Text(spell_state(trouble.state), style=style),
+            Text(trouble.info.reason, no_wrap=True, overflow="ellipsis"),
+        )
     if len(troubles) > rows_max:
         table.add_row(Text(f"and {len(troubles) - rows_max:,} more; all are in the log", style="dim"))
     return table
 
 
 class BarScreen(Screen):
-    """A bar with what is done of what is to do, and figures behind it."""
+    """A bar with what is done of what is to do, and figures behind it. It goes away when it has no more to say."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(transient=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
+            BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[words]}"),
             console=self.console,
             auto_refresh=False,
-            expand=True,
         )
         self._task = self._progress.add_task("", total=None, words="")
 
     def draw(self, description: str, done: int, total: int, words: str) -> None:
-        self._progress.update(
-            self._task, description=description, completed=done, total=total or None, words=words
-        )
+        self._progress.update(self._task, description=description, completed=done, total=total or None, words=words)
         self.show(self._progress.get_renderable())
 
 
@@ -190,4 +187,4 @@ class DemoScreen(Screen):
         grid.add_column(justify="right", min_width=18)
         for name, total, rate in rows:
             grid.add_row(name, total, Text(rate, style="bold"))
-        self.show(Panel(grid, title=title, title_align="left", border_style="cyan", expand=False))
+        self.show_panel(grid, title, "cyan")

@@ -1,7 +1,7 @@
 """A supervisor's life inside a command: started, watched, and ended in order, however the command ends.
 
 The first SIGTERM or SIGINT interrupts what the command is doing, so that it drains; a second one ends everything on
-the spot. Nothing is lost by that: the target's own log tells the next run how far this one came.
+the spot.
 """
 
 import asyncio

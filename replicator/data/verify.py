@@ -104,9 +104,7 @@ async def verify_lanes(
     is its verdict.
     """
     for cluster in {id(part.cluster): part.cluster for claim in claims for part in claim[:2]}.values():
-        await cluster.refresh(
-            {part.topic for claim in claims for part in claim[:2] if part.cluster is cluster}
-        )
+        await cluster.refresh({part.topic for claim in claims for part in claim[:2] if part.cluster is cluster})
     room = asyncio.Semaphore(LANES_AT_ONCE)
 
     async def verify(claim: Claim) -> LaneVerdict:
@@ -136,9 +134,7 @@ async def verify_lane(
         return tally.verdict(Outcome.DIFFERENT if lost else Outcome.UNKNOWN, str(error))
     except (ReplicatorError, ValueError) as error:
         return tally.verdict(Outcome.UNKNOWN, str(error))
-    return tally.verdict(
-        Outcome.RECOMPRESSED if tally.recompressed else Outcome.IDENTICAL, tally.recompressed
-    )
+    return tally.verdict(Outcome.RECOMPRESSED if tally.recompressed else Outcome.IDENTICAL, tally.recompressed)
 
 
 async def _compare(
@@ -175,9 +171,7 @@ def _header_difference(original: BatchHeader, copy: BatchHeader, due: int) -> st
         ("base timestamp", original.base_timestamp, copy.base_timestamp),
         ("max timestamp", original.max_timestamp, copy.max_timestamp),
     )
-    return next(
-        (f"{name} should be {wanted}, is {found}" for name, wanted, found in rows if wanted != found), ""
-    )
+    return next((f"{name} should be {wanted}, is {found}" for name, wanted, found in rows if wanted != found), "")
 
 
 class _LogReader:

@@ -37,6 +37,7 @@ from replicator.kafka.cluster import Cluster
 from replicator.kafka.connection import ConnectionSettings
 
 DRAIN_TIMEOUT_S = 10.0
+LANE_BYTES_MIN = 128 << 10
 
 
 class Worker:
@@ -89,7 +90,14 @@ class Worker:
         key = (alias, node_id)
         if key not in self.source_brokers:
             self.source_brokers[key] = SourceBroker(self.clusters[alias], node_id, self.around)
+            self.source_brokers[key].ring.limit(self._lane_bytes_max())
         return self.source_brokers[key]
+
+    def _lane_bytes_max(self) -> int:
+        """Half of the credit, shared out: lanes to a target that stands still must leave room for the others."""
+        limits = self.around.limits
+        share = limits.credit_bytes // (2 * max(len(self.lanes), 1))
+        return min(limits.lane_bytes_max, max(share, LANE_BYTES_MIN))
 
     def target_broker(self, alias: str, node_id: int) -> TargetBroker:
         key = (alias, node_id)
@@ -105,8 +113,11 @@ class Worker:
 
     def assign(self, order: Assign) -> None:
         for spec in order.lanes:
-            lane = self.lanes[spec.row] = LaneRunner(spec, self)
-            lane.start()
+            self.lanes[spec.row] = LaneRunner(spec, self)
+        for broker in self.source_brokers.values():
+            broker.ring.limit(self._lane_bytes_max())
+        for spec in order.lanes:
+            self.lanes[spec.row].start()
 
     async def drain(self) -> int:
         """Fetches nothing more, waits for what is under way; returns how many lanes did not settle in time."""
