@@ -154,6 +154,7 @@ def _row(dataset: str, peer: str, runs: list[Figures], startup: Spread | None) -
 def findings(plan: Plan, seen: Seen) -> dict[str, object]:
     """All of it as plain values, for the result file."""
     return {
+        "benchmark": "compare",
         "plan": {"runs": plan.runs, "warm_up_runs": 1, "scale": plan.scale, "timeout_s": plan.timeout_s},
         "sets": {name: _set_facts(filled) for name, filled in seen.sets.items()},
         "unavailable": seen.unavailable,

@@ -188,6 +188,7 @@ def findings(plan: Plan, seen: Seen) -> dict[str, object]:
     """All of it as plain values, for the result file."""
     counted = {"runs": plan.runs, "warm_up_runs": 1, "records_a_second": plan.rate, "seconds": plan.seconds}
     return {
+        "benchmark": "latency",
         "plan": {**counted, "record_bytes": RECORD_BYTES, "partitions": PARTITIONS},
         "unavailable": seen.unavailable,
         "rows": [asdict(row) for row in rows(plan, seen)],

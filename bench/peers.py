@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
+
 from bench.clusters import Pair
 from bench.job import Job, PeerUnavailable, Run
 from bench.process import Program
 from bench.rivals import librdkafka, mm2
 from bench.topics import Topics
+from replicator.config.models import Limits, default_workers
 
 
 @dataclass

@@ -78,6 +78,19 @@ def kafka3() -> Iterator[KafkaCluster]:
 
 
 @pytest.fixture(scope="session")
+def kafka3_second() -> Iterator[KafkaCluster]:
+    """Another cluster like `kafka3`, for links between two of the same version."""
+    yield from _share(NEWEST_3, proxied=True)
+
+
+@pytest.fixture(params=["kafka3", "kafka4"])
+def either_kafka(request: pytest.FixtureRequest) -> KafkaCluster:
+    """A test that takes this runs twice: on the newest Kafka 3 and on the newest Kafka 4."""
+    cluster: KafkaCluster = request.getfixturevalue(request.param)
+    return cluster
+
+
+@pytest.fixture(scope="session")
 def java4() -> Iterator[JavaWitness]:
     """The newest official Java clients."""
     _need_kafka(NEWEST_4)

@@ -116,7 +116,8 @@ async def copy(options: CopyOptions) -> int:
         except Interrupted as interrupted:
             signal = interrupted
     if job is None:
-        raise click.ClickException("interrupted before anything was copied")
+        click.echo("interrupted before anything was copied", err=True)
+        return signal.exit_code if signal else 1
     results = job.results(interrupted=signal is not None)
     if options.as_json:
         click.echo(json.dumps(results.as_json(), indent=2))

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from replicator.cli.figures import RateMeter, counted, find_trouble, lane_positions, read_figures, spell_bytes, spell_rate
+from replicator.cli.figures import (
+    RateMeter,
+    counted,
+    find_trouble,
+    lane_positions,
+    read_figures,
+    spell_bytes,
+    spell_rate,
+)
 from replicator.cli.logs import logging_to, set_up_logging
 from replicator.cli.session import Interrupted, watch_signals
 from replicator.config.load import from_data

@@ -110,6 +110,12 @@ def _patterns(ctx: click.Context, parameter: click.Parameter, value: tuple[str, 
     return value
 
 
+def _prefix(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{0,100}", value):
+        raise click.BadParameter(f"`{value}` is not up to 100 letters, digits, `.`, `_` and `-`")
+    return value
+
+
 def _until(ctx: click.Context, parameter: click.Parameter, value: str) -> str | int:
     if value != "now" and not re.fullmatch(r"[0-9]{1,18}", value):
         raise click.BadParameter(f"`{value}` is neither `now` nor an offset")
@@ -166,7 +172,13 @@ def _start(ctx: click.Context, parameter: click.Parameter, value: str) -> str | 
     callback=_start,
     help="Where to begin: TIME is like 2026-11-24T07:38:57Z, or milliseconds since 1970.",
 )
-@click.option("--rename-prefix", default="", metavar="P", help="Put in front of topic names on the target.")
+@click.option(
+    "--rename-prefix",
+    default="",
+    metavar="P",
+    callback=_prefix,
+    help="Put in front of topic names on the target.",
+)
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes. Default: one a core, at most 4.")
 @click.option("--verify/--no-verify", default=True, help="Read both sides again and compare. Default: yes.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")

@@ -28,7 +28,7 @@ from replicator.cli.figures import (
     spell_state,
     spell_states,
 )
-from replicator.cli.results import Results, TopicResult
+from replicator.cli.results import GOOD, Results, TopicResult
 from replicator.config.models import Config
 from replicator.control.supervisor import Supervisor
 
@@ -150,7 +150,7 @@ def print_results(results: Results) -> None:
         console = Console(highlight=False, width=PIPE_WIDTH)
     console.print(_results_table(results.topics))
     for line in results.problem_lines():
-        console.print(Text(line, style="red"), soft_wrap=True)
+        console.print(Text(line, style="yellow" if results.outcome in GOOD else "red"), soft_wrap=True)
     console.print(Text(results.headline(), style=_STYLES.get(results.outcome, "red")), soft_wrap=True)
 
 

@@ -10,7 +10,7 @@ import logging
 import tempfile
 import zlib
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from replicator._core import Pool
 from replicator.config.models import Config, Link
@@ -18,7 +18,7 @@ from replicator.control.topics import Topics
 from replicator.control.workers import WorkerProcess
 from replicator.data.orders import LaneChanged, LaneSpec, Setup
 from replicator.data.states import ROW, ROWS_MAX, LaneState, Rows
-from replicator.errors import Action, ClusterError, NetworkError, ReplicatorError
+from replicator.errors import Action, ClusterError, ReplicatorError, Where
 from replicator.kafka.backoff import Backoff
 from replicator.kafka.cluster import Cluster, TopicMetadata
 from replicator.kafka.connection import ConnectionSettings
@@ -30,6 +30,7 @@ SHARDS = 64
 TOPIC_NAME_MAX = 249
 CONTROL_POOL_BYTES = 16 << 20
 PRODUCER_ID_TRIES = 100
+UNKNOWN_TOPIC = 3
 
 Stop = Literal["never", "now"] | int
 
@@ -42,6 +43,13 @@ class LaneInfo:
     reason: str = ""
 
 
+class _Known(NamedTuple):
+    """A source topic that has lanes: which incarnation of it, and for how many partitions."""
+
+    topic_id: bytes
+    partitions: int
+
+
 @dataclass
 class _LinkControl:
     link: Link
@@ -50,7 +58,7 @@ class _LinkControl:
     topics: Topics
     producer_id: int = -1
     producer_epoch: int = -1
-    known: dict[str, int] = field(default_factory=dict)  # source topic -> partitions that have lanes
+    known: dict[str, _Known] = field(default_factory=dict)  # by source topic
     first_look: bool = True
 
 
@@ -139,7 +147,7 @@ class Supervisor:
             await asyncio.sleep(control.link.refresh_topics_ms / 1000)
             try:
                 await self._look(control)
-            except (ClusterError, NetworkError) as error:
+            except ReplicatorError as error:
                 log.warning("link %s: looking for new topics failed: %s", control.link.name, error)
 
     async def _look(self, control: _LinkControl) -> None:
@@ -149,7 +157,7 @@ class Supervisor:
         target_topics = await control.target.list_topics()
         for name in sorted(source_topics):
             topic = source_topics[name]
-            if not link.selects(name) or len(topic.leaders) <= control.known.get(name, 0):
+            if not link.selects(name) or not _has_grown(topic, control.known.get(name)):
                 continue
             try:
                 await self._prepare_target(control, topic, target_topics.get(link.target_topic(name)))
@@ -165,6 +173,9 @@ class Supervisor:
         self, control: _LinkControl, topic: TopicMetadata, existing: TopicMetadata | None
     ) -> None:
         target_topic = control.link.target_topic(topic.name)
+        if existing is None and topic.name in control.known:
+            where = Where(control.link.target, target_topic)
+            raise ClusterError(UNKNOWN_TOPIC, "was deleted while we wrote to it: not made again unasked", where=where)
         if existing is None:
             await control.topics.create(topic, target_topic, len(control.target.brokers))
             log.info("link %s: created topic %s", control.link.name, target_topic)
@@ -173,10 +184,10 @@ class Supervisor:
             log.info("link %s: topic %s has %d partitions now", control.link.name, target_topic, len(topic.leaders))
 
     def _start_lanes(self, control: _LinkControl, topic: TopicMetadata) -> None:
-        known = control.known.get(topic.name, 0)
-        partitions = range(known, len(topic.leaders))
+        known = control.known.get(topic.name)
+        partitions = range(known.partitions if known else 0, len(topic.leaders))
         # What appears later is copied whole: a start of `latest` speaks of what was there when the link began.
-        first = control.first_look and known == 0
+        first = control.first_look and known is None
         shares: dict[int, list[LaneSpec]] = {}
         for partition in partitions:
             if len(self.lanes) == ROWS_MAX:
@@ -199,7 +210,7 @@ class Supervisor:
             self.lanes.append(LaneInfo(spec))
             self.rows.array[spec.row]["state"] = LaneState.STARTING
             shares.setdefault(shard(spec) % len(self.workers), []).append(spec)
-        control.known[topic.name] = len(topic.leaders)
+        control.known[topic.name] = _Known(topic.topic_id, len(topic.leaders))
         for index, specs in shares.items():
             self.workers[index].assign(specs)
 
@@ -215,6 +226,11 @@ class Supervisor:
 
     def state(self, row: int) -> LaneState:
         return self.rows.state(row)
+
+
+def _has_grown(topic: TopicMetadata, known: _Known | None) -> bool:
+    """True if there are partitions without a lane. A topic made again gets none: its old lanes say what happened."""
+    return known is None or (known.topic_id == topic.topic_id and known.partitions < len(topic.leaders))
 
 
 def shard(spec: LaneSpec) -> int:

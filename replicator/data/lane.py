@@ -76,6 +76,8 @@ class LaneRunner:
         self._procedure: asyncio.Task[None] | None = None
         self._backoff = Backoff()
         self._suspect = (-1, 0)  # position, tries there
+        self._replaced_at = -1  # position when the last doubt came up
+        self._topic_ids = {self.source: spec.topic_id, self.target: NO_ID}  # NO_ID: not known yet
 
     # ---- states ----
 
@@ -131,7 +133,7 @@ class LaneRunner:
             case "offset_drift":
                 self._replace(f"an answer names offset {event.second} where {event.first} was due")
             case "answer_lost":
-                self._replace("the connection was lost before the answer", AMBIGUOUS_PAUSE_S)
+                self._replace(f"no answer to a Produce: {event.text}", AMBIGUOUS_PAUSE_S)
 
     def _on_fetch_error(self, code: int) -> None:
         row = kafka_error(code)
@@ -178,12 +180,14 @@ class LaneRunner:
 
     def _replace(self, reason: str, pause_s: float = 0) -> None:
         self.native.halt()
+        if self._position != self._replaced_at:  # something was settled since: what went wrong then is over
+            self._backoff.reset()
+            self._replaced_at = self._position
         self._change(LaneState.PAUSED, reason)
         self._run(self._place(pause_s or self._backoff.next_s()))
 
     async def _place(self, pause_s: float = 0) -> None:
         """Puts the halted lane where it belongs, however long that takes. Raises LaneStopped."""
-        started_at = self._position if self._placed else None
         while True:
             await asyncio.sleep(pause_s)
             try:
@@ -198,8 +202,6 @@ class LaneRunner:
             except NetworkError as error:
                 self._change(LaneState.PAUSED, str(error))
                 pause_s = self._backoff.next_s()
-        if started_at != self._position:
-            self._backoff.reset()
 
     async def _refresh(self, partition: Partition) -> None:
         """A fresh look at who leads; a topic that is missing for good, or is another by now, stops the lane."""
@@ -211,9 +213,18 @@ class LaneRunner:
             await asyncio.sleep(0.2 * (attempt + 1))
         else:
             raise LaneStopped(gone, f"topic {partition.topic} no longer exists on {partition.cluster.alias}")
-        then, now = self.spec.topic_id, partition.cluster.topics[partition.topic].topic_id
-        if partition is self.source and then != now and NO_ID not in (then, now):
-            raise LaneStopped(LaneState.RECREATED, "the source topic was deleted and made again: another log")
+        self._check_identity(partition, partition.cluster.topics[partition.topic].topic_id)
+
+    def _check_identity(self, partition: Partition, now: bytes) -> None:
+        """Raises LaneStopped when the topic has another id than it had."""
+        then = self._topic_ids[partition]
+        if then == NO_ID:
+            self._topic_ids[partition] = now
+        elif now not in (then, NO_ID):
+            what = "topic was deleted and made again: another log under the same name"
+            if partition is self.source:
+                raise LaneStopped(LaneState.RECREATED, f"the source {what}")
+            raise LaneStopped(LaneState.TARGET_LOST, f"the target {what}")
 
     def _may_retry(self, error: ClusterError) -> None:
         if error.row.action in (Action.RETRY, Action.REFRESH) or error.code in UNAUTHORIZED:
@@ -276,20 +287,26 @@ class LaneRunner:
                 LaneState.TARGET_LOST,
                 f"the target's log ends at {tail.end_offset}, but {checkpoint.target_next} was acknowledged",
             )
-        if beyond == 0:
-            return 0
-        last, us = tail.last, (self.spec.producer_id, self.spec.producer_epoch)
-        if last is None or (last.producer_id, last.producer_epoch) != us:
-            ours = -1
-        else:
-            ours = (last.base_sequence + last.count - checkpoint.sequence) & SEQUENCE_MASK
-        if ours != beyond:
+        if beyond and self._beyond(checkpoint, tail) != beyond:
             raise LaneStopped(
                 LaneState.FAILED,
                 f"target offsets {checkpoint.target_next} to {tail.end_offset - 1} are not all ours: only the link may"
                 " write to this topic",
             )
+        if not beyond and tail.last and self._beyond(checkpoint, tail):
+            raise LaneStopped(
+                LaneState.TARGET_LOST,
+                f"the target's last batch, at offset {tail.last.base_offset}, is not the one acknowledged there",
+            )
         return beyond
+
+    def _beyond(self, checkpoint: Checkpoint, tail: LogTail) -> int:
+        """By how many records the sequence of the target's last batch leads the checkpoint; -1 if it is not ours."""
+        last = tail.last
+        if last is None or (last.producer_id, last.producer_epoch) != (self.spec.producer_id, self.spec.producer_epoch):
+            return -1
+        # Not the count: what the log cleaner leaves of a batch keeps its span.
+        return (last.base_sequence + last.last_offset_delta + 1 - checkpoint.sequence) & SEQUENCE_MASK
 
     def _leader(self, partition: Partition) -> Leader:
         leader = partition.cluster.leader(partition.topic, partition.index)
@@ -319,6 +336,8 @@ class LaneRunner:
                 broker = self.worker.source_broker(self.spec.source, leader.node_id)
                 if broker.connected:
                     break
+            except LaneStopped as stopped:
+                await self._stop(stopped.state, stopped.reason)
             except ClusterError as error:
                 self._may_retry(error)
             except NetworkError as error:

@@ -26,7 +26,7 @@ class TargetBroker:
         self.around = around
         limits, client_id = around.limits, cluster.settings.client_id.encode()
         self.ring = Target(client_id, limits.produce_bytes_max, limits.request_timeout_ms)
-        self.throttled = False
+        self.throttle: asyncio.TimerHandle | None = None  # runs while the broker wants nothing sent
         self.version = 0
         self.kept = KeptConnection(cluster, node_id, self._up, self._down)
 
@@ -35,7 +35,7 @@ class TargetBroker:
         while (
             connection is not None
             and self.ring.waiting
-            and not self.throttled
+            and not self.throttle
             and not connection.transport.pending
             and self.ring.in_flight < REQUESTS_IN_FLIGHT_MAX
             and not connection.lost.done()
@@ -51,12 +51,23 @@ class TargetBroker:
         if events := self.ring.take_events():
             self.around.on_events(events)
         if throttle_ms:
-            self.throttled = True
-            asyncio.get_running_loop().call_later(throttle_ms / 1000, self._end_throttle)
+            self._begin_throttle(throttle_ms)
+
+    def _begin_throttle(self, throttle_ms: int) -> None:
+        """The broker reads nothing from us for so long: what is in flight behind this answer waits there, too."""
+        if self.kept.current:
+            self.kept.current.extend_deadlines(throttle_ms)
+        self._cancel_throttle()
+        self.throttle = asyncio.get_running_loop().call_later(throttle_ms / 1000, self._end_throttle)
 
     def _end_throttle(self) -> None:
-        self.throttled = False
+        self.throttle = None
         self.around.on_progress()
+
+    def _cancel_throttle(self) -> None:
+        if self.throttle:
+            self.throttle.cancel()
+            self.throttle = None
 
     def _up(self, connection: Connection) -> None:
         self.version = connection.version(PRODUCE)
@@ -65,12 +76,14 @@ class TargetBroker:
 
     def _down(self, error: ReplicatorError) -> None:
         """Every batch in flight may or may not be on the target: its lane has to look."""
+        self._cancel_throttle()
         self.ring.abandon()
         if events := self.ring.take_events():
-            self.around.on_events(events)
+            self.around.on_events([event._replace(text=str(error)) for event in events])
         self.around.on_down(self, error)
 
     async def close(self) -> None:
         await self.kept.close()
+        self._cancel_throttle()
         self.ring.abandon()
         self.ring.take_events()

@@ -150,6 +150,10 @@ class Connection:
             self._writing = True
             self.loop.add_writer(self._sock.fileno(), self._writable)
 
+    def extend_deadlines(self, by_ms: int) -> None:
+        """For what is in flight: the broker has said that it will take so much longer (its throttle time)."""
+        self._owed = deque(owed._replace(deadline=owed.deadline + by_ms / 1000) for owed in self._owed)
+
     @property
     def in_flight(self) -> int:
         return len(self._owed)

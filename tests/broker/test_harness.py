@@ -80,9 +80,7 @@ def test_aborted_records_are_in_the_log_but_not_committed(
     kafka4: KafkaCluster, java4: JavaWitness, topic_name: str
 ) -> None:
     witness.create_topic(kafka4.bootstrap, topic_name)
-    java4.produce(
-        kafka4.bootstrap, topic_name, plain_records(3), {"transactional.id": topic_name}, abort=True
-    )
+    java4.produce(kafka4.bootstrap, topic_name, plain_records(3), {"transactional.id": topic_name}, abort=True)
     witness.produce(kafka4.bootstrap, topic_name, plain_records(2), {"transactional.id": topic_name})
     for dump in (java4.dump, witness.dump):
         everything = dump(kafka4.bootstrap, topic_name)
@@ -302,9 +300,7 @@ def test_a_long_thin_link(kafka4: KafkaCluster, java4: JavaWitness, topic_name: 
 
 def test_the_proxy_keeps_up(kafka4: KafkaCluster, java4: JavaWitness, topic_name: str) -> None:
     witness.create_topic(kafka4.bootstrap, topic_name)
-    java4.fill(
-        kafka4.bootstrap, topic_name, Fill(1, 30_000, 1_000), {"batch.size": "1000000", "linger.ms": "20"}
-    )
+    java4.fill(kafka4.bootstrap, topic_name, Fill(1, 30_000, 1_000), {"batch.size": "1000000", "linger.ms": "20"})
     with Wire(proxied_port(kafka4)) as broker:
         broker.fetch(topic_name, 0, 0)
         began = time.monotonic()

@@ -133,10 +133,5 @@ def verdict(batch: Batch, wanted_offset: int) -> str:
 
 def old_message(offset: int, magic: int, value: bytes = b"old") -> bytes:
     """A message of format 0 or 1, as far as anybody looks at it: offset, size, checksum, magic, and then some."""
-    body = (
-        struct.pack(">Ibb", 0, magic, 0)
-        + (bytes(8) if magic else b"")
-        + struct.pack(">ii", -1, len(value))
-        + value
-    )
+    body = struct.pack(">Ibb", 0, magic, 0) + (bytes(8) if magic else b"") + struct.pack(">ii", -1, len(value)) + value
     return struct.pack(">qi", offset, len(body)) + body

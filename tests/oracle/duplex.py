@@ -28,9 +28,7 @@ class Duplex:
             self.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         self.transport = Transport(self.near.fileno(), pool)
 
-    def deliver(
-        self, frame: bytes, stream: FetchStream | None = None, cuts: Iterable[int] = ()
-    ) -> Frame | None:
+    def deliver(self, frame: bytes, stream: FetchStream | None = None, cuts: Iterable[int] = ()) -> Frame | None:
         """Sends a frame in pieces, receiving after each; cuts count from the start of the length prefix."""
         whole = None
         for piece in pieces(struct.pack(">I", len(frame)) + frame, cuts):

@@ -22,7 +22,7 @@ class LaneModel:
     """`sent` of the `held` batches are in flight, the oldest first; the others are queued behind them."""
 
     producer: tuple[int, int]
-    place: Checkpoint = Checkpoint(0, 0, 0)
+    place: Checkpoint = field(default_factory=lambda: Checkpoint(0, 0, 0))
     fetch_offset: int = 0
     stop_offset: int = NEVER
     skip_records: int = 0

@@ -70,9 +70,7 @@ class Produced:
         return out + string(self.message)
 
 
-def encode_response(
-    version: int, correlation_id: int, answers: list[Produced], throttle_ms: int = 0
-) -> bytes:
+def encode_response(version: int, correlation_id: int, answers: list[Produced], throttle_ms: int = 0) -> bytes:
     """The response without its length prefix. Neighbours with the same topic share one topic element."""
     topics: list[tuple[str, list[Produced]]] = []
     for answer in answers:

@@ -56,9 +56,9 @@ class Settings:
 
     fetch_version: int = 13
     produce_version: int = 8
-    credit_bytes: int = 1 << 24
+    credit_bytes: int = 1 << 31
     lane_bytes_max: int = 1 << 20
-    fetch_bytes_max: int = 1 << 20
+    fetch_bytes_max: int = 1 << 30  # room for every lane in one request
     produce_bytes_max: int = 1 << 20
 
 
@@ -74,7 +74,8 @@ class Rig:
         self.source_side = Duplex(self.pool)
         self.target_side = Duplex(self.pool)
         self.lanes: list[LaneRig] = []
-        self.correlation_id = 100
+        self.fetch_id = 100  # correlation ids of the last request on either side
+        self.produce_id = 500
 
     def close(self) -> None:
         self.source_side.close()
@@ -94,9 +95,7 @@ class Rig:
         self.lanes.append(lane)
         return lane
 
-    def start(
-        self, lane: LaneRig, place: Checkpoint | None = None, skip: int = 0, stop: int = NEVER
-    ) -> LaneRig:
+    def start(self, lane: LaneRig, place: Checkpoint | None = None, skip: int = 0, stop: int = NEVER) -> LaneRig:
         """Lets it run from here."""
         lane.native.set_target(self.target)
         lane.native.resume(place or Checkpoint(0, 0, 0), skip, stop)
@@ -110,12 +109,12 @@ class Rig:
 
     def ask(self) -> FetchRequest | None:
         """The next Fetch as the source broker reads it; None when there is none."""
-        self.correlation_id += 1
         version = self.settings.fetch_version
-        if not self.stream.compose(self.source_side.transport, version, self.correlation_id, 500):
+        if not self.stream.compose(self.source_side.transport, version, self.fetch_id + 1, 500):
             return None
+        self.fetch_id += 1
         request = fetch.parse_request(self.source_side.sent())
-        assert (request.version, request.correlation_id) == (version, self.correlation_id)
+        assert (request.version, request.correlation_id) == (version, self.fetch_id)
         assert (request.client_id, request.wait_ms) == ("rig", 500)
         return request
 
@@ -126,35 +125,42 @@ class Rig:
             if not topics or topics[-1].name != lane.topic:
                 topics.append(FetchedTopic(lane.topic, topic_id(lane.topic), []))
             topics[-1].partitions.append(fetched)
-        return fetch.encode_response(self.settings.fetch_version, self.correlation_id, topics)
+        return fetch.encode_response(self.settings.fetch_version, self.fetch_id, topics)
 
     def feed(self, frame: bytes, cuts: Iterable[int] = ()) -> list[Event]:
-        """Lets a whole response arrive. Raises ValueError when it is malformed."""
-        assert self.source_side.deliver(frame, self.stream, cuts) is not None
+        """Lets a whole response arrive; what has happened. Raises ValueError when it is malformed."""
+        self.feed_quietly(frame, cuts)
         return self.stream.take_events()
+
+    def feed_quietly(self, frame: bytes, cuts: Iterable[int] = ()) -> None:
+        """The same, leaving the events where they are."""
+        assert self.source_side.deliver(frame, self.stream, cuts) is not None
 
     def fetch(self, lane: LaneRig, *batches: Batch) -> list[Event]:
         """One round trip that brings these batches."""
-        assert self.ask() is not None, "nothing was asked for"
+        request = self.ask()
+        assert request is not None
+        key = topic_id(lane.topic) if self.settings.fetch_version >= 13 else lane.topic
+        assert (key, lane.partition) in request.asked
         return self.feed(self.response((lane, Fetched(lane.partition, joined(batches)))))
 
     def feed_nothing(self) -> None:
         """Answers the Fetch outstanding with no partition at all."""
-        self.feed(fetch.encode_response(self.settings.fetch_version, self.correlation_id, []))
+        self.feed(fetch.encode_response(self.settings.fetch_version, self.fetch_id, []))
 
     # ---- the target's side ----
 
     def gather(self) -> ProduceRequest | None:
         """The next Produce request as the target broker reads it; None when there is none."""
-        self.correlation_id += 1
         version = self.settings.produce_version
-        size = self.target.gather(self.target_side.transport, version, self.correlation_id)
+        size = self.target.gather(self.target_side.transport, version, self.produce_id + 1)
         if not size:
             return None
+        self.produce_id += 1
         data = self.target_side.sent()
         assert len(data) == size
         (request,) = produce.parse_requests(data)
-        assert (request.version, request.correlation_id) == (version, self.correlation_id)
+        assert (request.version, request.correlation_id) == (version, self.produce_id)
         return request
 
     def settle(self, request: ProduceRequest, *answers: Produced, throttle_ms: int = 0) -> list[Event]:

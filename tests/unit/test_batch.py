@@ -76,9 +76,7 @@ def test_arbitrary_bytes_are_read_as_the_model_reads_them(data):
 
 
 @EXAMPLES
-@given(
-    base_offset=st.sampled_from([-1, 0, 7]), length=signed(32), magic=signed(8), room=st.integers(0, 200)
-)
+@given(base_offset=st.sampled_from([-1, 0, 7]), length=signed(32), magic=signed(8), room=st.integers(0, 200))
 @example(base_offset=0, length=48, magic=2, room=200)
 @example(base_offset=0, length=49, magic=2, room=60)
 @example(base_offset=0, length=49, magic=2, room=61)

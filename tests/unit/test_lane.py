@@ -1,0 +1,317 @@
+"""A lane's life: placed, filled, sent, settled, halted, placed again; step by step beside the slow model."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from replicator._core import COUNTERS_SIZE, VERDICTS, Lane
+from replicator.data.reasons import WHY
+from replicator.data.states import ROW, Checkpoint
+from tests.oracle.batch import CONTROL, TRANSACTIONAL, Batch
+from tests.oracle.fetch import Fetched
+from tests.oracle.lane import LaneModel
+from tests.oracle.produce import Produced
+from tests.oracle.rig import PRODUCER, Rig, joined, topic_id
+from tests.oracle.strategies import logs
+
+
+def marker(offset: int) -> Batch:
+    return Batch(offset, 1, attributes=CONTROL | TRANSACTIONAL)
+
+
+def emptied(offset: int, width: int = 4) -> Batch:
+    return Batch(offset, 0, b"", last_offset_delta=width - 1)
+
+
+# ---- the row ----
+
+
+def test_the_row_has_the_layout_that_python_reads():
+    assert ROW.itemsize == COUNTERS_SIZE
+
+
+def test_a_wrong_row_or_name_is_refused():
+    def make(topic: str = "t", id_size: int = 16, row_size: int = COUNTERS_SIZE) -> Lane:
+        row = memoryview(np.zeros(row_size, np.uint8))
+        return Lane(topic, bytes(id_size), topic, 0, PRODUCER, row)
+
+    make("t" * 249)
+    for wrong in ({"row_size": COUNTERS_SIZE - 1}, {"id_size": 15}, {"topic": ""}, {"topic": "t" * 250}):
+        with pytest.raises(ValueError):  # noqa: PT011
+            make(**wrong)
+
+
+def test_verdicts_that_stop_a_lane_all_have_words():
+    assert set(VERDICTS) - set(WHY) == {"pass", "skip_control", "skip_empty", "no_room"}
+
+
+# ---- what moves the position ----
+
+
+def test_a_batch_moves_the_position_when_it_is_acknowledged():
+    with Rig() as rig:
+        lane = rig.start(rig.lane(), Checkpoint(10, 20, 30))
+        rig.fetch(lane, Batch(10, 5, max_timestamp=777))
+        assert (lane["fetch_offset"], lane.checkpoint) == (15, Checkpoint(10, 20, 30))
+        request = rig.gather()
+        assert lane.checkpoint == Checkpoint(10, 20, 30)
+        rig.settle(request, Produced("orders", 0, 20))
+        assert lane.checkpoint == Checkpoint(15, 25, 35)
+        assert (lane["records"], lane["batches"], lane["max_timestamp"]) == (5, 1, 777)
+        assert lane["bytes"] == len(Batch(10, 5).encode())
+
+
+@pytest.mark.parametrize("nothing", [marker, emptied])
+def test_what_leaves_no_trace_moves_the_position_at_once_when_nothing_stands_before_it(nothing):
+    with Rig() as rig:
+        lane = rig.running()
+        rig.fetch(lane, nothing(0))
+        assert lane.checkpoint == Checkpoint(nothing(0).next_offset, 0, 0)
+        assert (lane["skipped_batches"], rig.gather()) == (1, None)
+
+
+@pytest.mark.parametrize("nothing", [marker, emptied])
+def test_what_leaves_no_trace_waits_for_what_stands_before_it(nothing):
+    with Rig() as rig:
+        lane = rig.running()
+        rig.fetch(lane, Batch(0, 5), nothing(5), Batch(20, 1))
+        first = rig.gather()
+        second = rig.gather()
+        assert lane.checkpoint.position == 0
+        rig.settle(first, Produced("orders", 0, 0))
+        assert lane.checkpoint == Checkpoint(nothing(5).next_offset, 5, 5)
+        rig.settle(second, Produced("orders", 0, 5))
+        assert lane.checkpoint == Checkpoint(21, 6, 6)
+
+
+def test_what_leaves_no_trace_may_come_while_the_batch_before_it_is_in_flight():
+    with Rig() as rig:
+        lane = rig.running()
+        rig.fetch(lane, Batch(0, 5))
+        request = rig.gather()
+        rig.fetch(lane, marker(5), marker(6))
+        assert (lane["fetch_offset"], lane.checkpoint.position) == (7, 0)
+        rig.settle(request, Produced("orders", 0, 0))
+        assert lane.checkpoint == Checkpoint(7, 5, 5)
+
+
+def test_batches_from_before_the_position_are_left_out():
+    with Rig() as rig:
+        lane = rig.start(rig.lane(), Checkpoint(10, 0, 0))
+        rig.fetch(lane, Batch(0, 5), marker(5), Batch(6, 4), Batch(10, 1))
+        assert (lane.native.queued, lane["fetch_offset"], lane["skipped_batches"]) == (1, 11, 0)
+
+
+# ---- the stop offset ----
+
+
+def test_a_lane_stops_with_the_batch_that_holds_its_stop_offset():
+    with Rig() as rig:
+        lane = rig.start(rig.lane(), stop=7)
+        rig.fetch(lane, Batch(0, 5), Batch(5, 5), Batch(10, 5))
+        assert (lane.native.queued, lane["fetch_offset"]) == (2, 10)
+        assert rig.ask() is None
+
+
+def test_a_lane_that_starts_at_its_stop_offset_asks_for_nothing():
+    with Rig() as rig:
+        rig.start(rig.lane(), Checkpoint(7, 0, 0), stop=7)
+        assert rig.ask() is None
+
+
+def test_nothing_beyond_the_stop_offset_stops_a_lane_with_a_fault():
+    with Rig() as rig:
+        lane = rig.start(rig.lane(), stop=5)
+        rig.fetch(lane, Batch(0, 5), Batch(5, 2, last_offset_delta=9), replace(Batch(15, 1), count=-4))
+        assert (lane.native.queued, lane["fetch_offset"]) == (1, 5)
+
+
+# ---- records that the target holds already ----
+
+
+def test_exactly_the_records_beyond_the_checkpoint_are_passed_over():
+    with Rig() as rig:
+        lane = rig.start(rig.lane(), Checkpoint(10, 100, 50), skip=7)
+        rig.fetch(lane, Batch(10, 3), marker(13), Batch(14, 4), Batch(18, 2))
+        assert lane.native.skip_records == 0
+        assert lane.checkpoint == Checkpoint(18, 107, 57)
+        ((_, _, data),) = rig.gather().batches
+        assert Batch.parse(data).base_sequence == 57
+
+
+def test_a_target_whose_tail_ends_inside_a_source_batch_is_refused():
+    with Rig() as rig:
+        lane = rig.start(rig.lane(), Checkpoint(10, 100, 50), skip=5)
+        (event,) = rig.fetch(lane, Batch(10, 3), Batch(13, 4))
+        assert (event.kind, VERDICTS[event.code], event.first) == ("cannot_take", "refuse_tail", 13)
+        assert lane.checkpoint == Checkpoint(13, 103, 53)
+        assert (lane.native.queued, lane.native.skip_records) == (0, 2)
+
+
+def test_a_target_that_holds_more_than_the_source_has_below_the_stop_offset_is_refused():
+    with Rig() as rig:
+        lane = rig.start(rig.lane(), skip=5, stop=4)
+        (event,) = rig.fetch(lane, Batch(0, 3), Batch(6, 2))
+        assert VERDICTS[event.code] == "refuse_tail"
+
+
+# ---- sequences ----
+
+
+@pytest.mark.parametrize(
+    ("before", "count", "after"),
+    [(2**31 - 3, 2, 2**31 - 1), (2**31 - 2, 2, 0), (2**31 - 1, 1, 0), (2**31 - 1, 5, 4), (2**31 - 3, 7, 4)],
+)
+def test_sequences_begin_again_behind_the_highest(before, count, after):
+    with Rig() as rig:
+        lane = rig.start(rig.lane(), Checkpoint(0, 0, before))
+        rig.fetch(lane, Batch(0, count), Batch(count, 1))
+        requests = [rig.gather(), rig.gather()]
+        sequences = [Batch.parse(data).base_sequence for request in requests for *_, data in request.batches]
+        assert sequences == [before, after]
+        rig.settle(requests[0], Produced("orders", 0, 0))
+        assert lane.checkpoint.sequence == after
+
+
+def test_sequences_begin_again_also_for_records_that_are_passed_over():
+    with Rig() as rig:
+        lane = rig.start(rig.lane(), Checkpoint(0, 0, 2**31 - 2), skip=5)
+        rig.fetch(lane, Batch(0, 5), Batch(5, 1))
+        assert lane.checkpoint == Checkpoint(5, 5, 3)
+        assert Batch.parse(rig.gather().batches[0][2]).base_sequence == 3
+
+
+# ---- halting ----
+
+
+def test_a_halted_lane_drops_what_is_queued_and_waits_for_what_is_in_flight():
+    with Rig() as rig:
+        lane = rig.running()
+        rig.fetch(lane, Batch(0, 1), Batch(1, 1))
+        request = rig.gather()
+        lane.native.halt()
+        assert (lane.native.running, lane.native.queued, lane.native.in_flight) == (False, 0, 1)
+        for wrong in (lambda: lane.native.resume((0, 0, 0), 0, 9), lambda: lane.native.set_target(None)):
+            with pytest.raises(RuntimeError):
+                wrong()
+        assert rig.settle(request, Produced("orders", 0, 0)) == []
+        assert lane.checkpoint == Checkpoint(0, 0, 0), "an answer after a halt is not believed"
+        assert lane["queued_bytes"] == 0
+        rig.start(lane, Checkpoint(0, 0, 0), skip=1)
+        rig.fetch(lane, Batch(0, 1), Batch(1, 1))
+        assert lane.checkpoint == Checkpoint(1, 1, 1)
+        assert Batch.parse(rig.gather().batches[0][2]).base_sequence == 1
+
+
+def test_only_a_halted_lane_resumes():
+    with Rig() as rig:
+        lane = rig.running()
+        with pytest.raises(RuntimeError, match="halted"):
+            lane.native.resume((0, 0, 0), 0, 9)
+
+
+def test_a_lane_may_change_both_its_brokers():
+    with Rig() as old, Rig() as new:
+        lane = old.running()
+        old.fetch(lane, Batch(0, 1))
+        old.ask()
+        lane.native.set_source(new.source, 9)
+        lane.native.set_target(new.target)
+        assert new.ask() is None, "not while the old broker still owes an answer"
+        old.feed(old.response((lane, Fetched(0, joined([Batch(1, 1)])))))
+        assert old.ask() is None
+        assert new.ask().asked == [(topic_id("orders"), 0)]
+        assert old.gather() is None
+        assert [len(new.gather().batches) for _ in range(2)] == [1, 1]
+
+
+# ---- everything at once, beside the model ----
+
+
+class LaneBesideModel(RuleBasedStateMachine):
+    """Any order of fetching, sending, answering, halting and resuming; the lane and the model never differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rig = Rig()
+        self.lane = self.rig.lane()
+        self.model = LaneModel(PRODUCER)
+        self.requests = []
+
+    def teardown(self) -> None:
+        self.lane.native.halt()
+        self.rig.stream.abort()
+        self.rig.target.abandon()
+        self.rig.target.take_events()
+        assert self.rig.pool.used_bytes == 0
+        self.rig.close()
+
+    @precondition(lambda self: not self.model.running and not self.model.in_flight)
+    @rule(
+        place=st.builds(Checkpoint, st.integers(0, 9), st.integers(0, 9), st.integers(2**31 - 9, 2**31 - 1)),
+        skip=st.sampled_from([0, 0, 0, 1, 3]),
+        stop=st.sampled_from([2**63 - 1, 2**63 - 1, 8, 15]),
+    )
+    def resume(self, place: Checkpoint, skip: int, stop: int) -> None:
+        self.rig.start(self.lane, place, skip, stop)
+        self.model.resume(place, skip, stop)
+
+    @precondition(lambda self: self.model.running and self.model.fetch_offset < self.model.stop_offset)
+    @rule(data=st.data(), behind=st.integers(0, 5))
+    def fetch(self, data: st.DataObject, behind: int) -> None:
+        request = self.rig.ask()
+        assert (request is None) == self.model.blocked
+        if request is None:
+            return
+        assert request.topics[0][1][0].fetch_offset == self.model.fetch_offset
+        log = data.draw(logs(start=max(0, self.model.fetch_offset - behind)))
+        cuts = data.draw(st.lists(st.integers(1, 400), max_size=4))
+        events = self.rig.feed(self.rig.response((self.lane, Fetched(0, joined(log)))), cuts)
+        stumbled = self.model.take_in(log)
+        assert [(VERDICTS[event.code], event.first) for event in events] == ([stumbled] if stumbled else [])
+
+    @rule()
+    def send(self) -> None:
+        expected, request = self.model.send(), self.rig.gather()
+        assert (request is None) == (expected is None)
+        if request is not None and expected is not None:
+            assert request.batches == [("orders", 0, expected.encode())]
+            self.requests.append(request)
+
+    @precondition(lambda self: self.requests)
+    @rule(error=st.sampled_from([0, 0, 0, 0, 0, 45, 7]), drift=st.sampled_from([0, 0, 0, 0, 0, 1, -1]))
+    def answer(self, error: int, drift: int) -> None:
+        offset = self.model.place.target_next + drift
+        events = self.rig.settle(self.requests.pop(0), Produced("orders", 0, offset, error))
+        expected = self.model.answer(offset, error)
+        assert [event.kind for event in events] == ([expected] if expected else [])
+
+    @rule()
+    def halt(self) -> None:
+        self.lane.native.halt()
+        self.model.halt()
+
+    @rule()
+    def lose_the_connection(self) -> None:
+        self.rig.target.abandon()
+        self.requests.clear()
+        kinds = [event.kind for event in self.rig.target.take_events()]
+        assert kinds == (["answer_lost"] if self.model.connection_lost() else [])
+
+    @invariant()
+    def they_agree(self) -> None:
+        native, model = self.lane.native, self.model
+        assert (native.running, native.queued, native.in_flight) == (model.running, model.queued, model.in_flight)
+        if self.lane["version"]:
+            assert self.lane.checkpoint == model.place
+        if model.running:
+            assert self.lane["fetch_offset"] == model.fetch_offset
+            assert native.skip_records == model.skip_records
+
+
+TestLaneBesideModel = LaneBesideModel.TestCase
+TestLaneBesideModel.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
