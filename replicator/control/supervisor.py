@@ -17,7 +17,7 @@ from replicator.config.models import Config, Link
 from replicator.control.topics import Topics
 from replicator.control.workers import WorkerProcess
 from replicator.data.orders import LaneChanged, LaneSpec, Setup
-from replicator.data.states import ROW, ROWS_MAX, LaneState, Rows
+from replicator.data.states import ROW_BYTES, ROWS_MAX, LaneState, Rows
 from replicator.errors import Action, ClusterError, ReplicatorError, Where
 from replicator.kafka.backoff import Backoff
 from replicator.kafka.cluster import Cluster, TopicMetadata
@@ -71,7 +71,7 @@ class Supervisor:
         self.lanes: list[LaneInfo] = []
         self.workers: list[WorkerProcess] = []
         self._rows_file = tempfile.TemporaryFile(prefix="replicator-")  # noqa: SIM115 - lives as long as we do
-        self._rows_file.truncate(ROWS_MAX * ROW.itemsize)
+        self._rows_file.truncate(ROWS_MAX * ROW_BYTES)
         self.rows = Rows(self._rows_file.fileno())
         pool = Pool(CONTROL_POOL_BYTES)
         self.clusters = {
@@ -208,7 +208,7 @@ class Supervisor:
                 stop=self.stop,
             )
             self.lanes.append(LaneInfo(spec))
-            self.rows.array[spec.row]["state"] = LaneState.STARTING
+            self.rows.set_state(spec.row, LaneState.STARTING)
             shares.setdefault(shard(spec) % len(self.workers), []).append(spec)
         control.known[topic.name] = _Known(topic.topic_id, len(topic.leaders))
         for index, specs in shares.items():

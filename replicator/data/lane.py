@@ -70,9 +70,9 @@ class LaneRunner:
         self.source_broker: SourceBroker | None = None
         self.target_broker: TargetBroker | None = None
         self.state = LaneState.STARTING
-        row = worker.rows.array[spec.row]
-        self._placed = bool(row["version"])  # an earlier worker had this lane, and left its checkpoint
-        self._stop_offset = int(row["stop_offset"]) if self._placed else NEVER
+        # Above zero: an earlier worker had this lane, and left its checkpoint.
+        self._placed = worker.rows.get(spec.row, "version") > 0
+        self._stop_offset = worker.rows.get(spec.row, "stop_offset") if self._placed else NEVER
         self._procedure: asyncio.Task[None] | None = None
         self._backoff = Backoff()
         self._suspect = (-1, 0)  # position, tries there
@@ -355,8 +355,7 @@ class LaneRunner:
         raise LaneStopped(state, reason)
 
     async def _out_of_range(self) -> None:
-        counters = self.worker.rows.array[self.spec.row]
-        wanted = int(counters["fetch_offset"])
+        wanted = self.worker.rows.get(self.spec.row, "fetch_offset")
         try:
             log_start, end = await find_offset(self.source, START), await find_offset(self.source, END)
         except (ClusterError, NetworkError) as error:

@@ -1,16 +1,19 @@
 """The states of a lane, and its row of counters in shared memory.
 
 A worker writes the rows, the supervisor and whoever shows figures read them; a scrape costs the data plane nothing.
-The layout is `lane_counters` of csrc/lane.h, which a test compares with this dtype.
+The layout is `lane_counters` of csrc/lane.h: words of eight bytes, whose size is checked at import and whose order a
+test compares.
 """
 
 import mmap
 from enum import IntEnum
-from typing import NamedTuple
-
-import numpy as np
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from replicator._core import COUNTERS_SIZE
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class LaneState(IntEnum):
@@ -38,30 +41,32 @@ class LaneState(IntEnum):
         return self >= LaneState.DONE
 
 
-_CHECKPOINT = np.dtype([("position", "<i8"), ("target_next", "<i8"), ("sequence", "<i8")])
-
-ROW = np.dtype(
-    [
-        ("version", "<u8"),
-        ("checkpoints", _CHECKPOINT, (2,)),
-        ("fetch_offset", "<i8"),
-        ("stop_offset", "<i8"),
-        ("high_watermark", "<i8"),
-        ("last_stable_offset", "<i8"),
-        ("log_start_offset", "<i8"),
-        ("max_timestamp", "<i8"),
-        ("records", "<u8"),
-        ("bytes", "<u8"),
-        ("batches", "<u8"),
-        ("skipped_batches", "<u8"),
-        ("queued_bytes", "<u8"),
-        ("state", "<i8"),
-        ("reason", "<i8"),
-    ]
+CHECKPOINT_COLUMNS = ("position", "target_next", "sequence")
+COLUMNS = (
+    "version",
+    *CHECKPOINT_COLUMNS,  # when version is even
+    *CHECKPOINT_COLUMNS,  # when it is odd
+    "fetch_offset",
+    "stop_offset",
+    "high_watermark",
+    "last_stable_offset",
+    "log_start_offset",
+    "max_timestamp",
+    "records",
+    "bytes",
+    "batches",
+    "skipped_batches",
+    "queued_bytes",
+    "state",
+    "reason",
 )
-assert ROW.itemsize == COUNTERS_SIZE, "csrc/lane.h and this dtype must agree"
+WORDS = len(COLUMNS)
+ROW_BYTES = 8 * WORDS
+assert ROW_BYTES == COUNTERS_SIZE, "csrc/lane.h and these columns must agree"
 
 ROWS_MAX = 16_384
+
+_COLUMN = {name: index for index, name in enumerate(COLUMNS) if name not in CHECKPOINT_COLUMNS}
 
 
 class Checkpoint(NamedTuple):
@@ -72,29 +77,56 @@ class Checkpoint(NamedTuple):
     sequence: int
 
 
+def row_dtype() -> "np.dtype[Any]":
+    """A row by column name, with `checkpoints` as two records.
+
+    numpy is loaded on first use: it would be half of a worker's start, and workers look at single rows.
+    """
+    import numpy as np
+
+    checkpoint = [(name, "<i8") for name in CHECKPOINT_COLUMNS]
+    others = [(name, "<i8") for name in COLUMNS[1 + 2 * len(CHECKPOINT_COLUMNS) :]]
+    return np.dtype([("version", "<i8"), ("checkpoints", checkpoint, (2,)), *others])
+
+
 class Rows:
     """The shared array, one row a lane, over a file that has no name any more (so nobody must clean it up)."""
 
     def __init__(self, fd: int) -> None:
-        self.memory = mmap.mmap(fd, ROWS_MAX * ROW.itemsize)
-        self.array = np.frombuffer(self.memory, dtype=ROW, count=ROWS_MAX)
+        self.memory = mmap.mmap(fd, ROWS_MAX * ROW_BYTES)
+        self._words = memoryview(self.memory).cast("q")
+
+    @cached_property
+    def array(self) -> "np.ndarray[Any, Any]":
+        """All rows at once, as a structured numpy array of `row_dtype`, for those who count many lanes."""
+        import numpy as np
+
+        return np.frombuffer(self.memory, dtype=row_dtype(), count=ROWS_MAX)
 
     def bytes_of(self, row: int) -> memoryview:
         """The row as writable bytes, for the native core."""
-        return memoryview(self.memory)[row * ROW.itemsize : (row + 1) * ROW.itemsize]
+        return memoryview(self.memory)[row * ROW_BYTES : (row + 1) * ROW_BYTES]
+
+    def get(self, row: int, column: str) -> int:
+        return self._words[row * WORDS + _COLUMN[column]]
+
+    def set_state(self, row: int, state: LaneState) -> None:
+        self._words[row * WORDS + _COLUMN["state"]] = state
 
     def checkpoint(self, row: int) -> Checkpoint:
-        """The row's last whole checkpoint, also when its writer was killed while it wrote the next one."""
-        counters = self.array[row]
-        position, target_next, sequence = counters["checkpoints"][int(counters["version"]) & 1].item()
-        return Checkpoint(position, target_next, sequence)
+        """The row's last whole checkpoint, also while its writer writes the next one, or died writing it."""
+        while True:
+            version = self.get(row, "version")
+            first = row * WORDS + 1 + (version & 1) * len(CHECKPOINT_COLUMNS)
+            found = Checkpoint(*self._words[first : first + len(CHECKPOINT_COLUMNS)])
+            if self.get(row, "version") == version:
+                return found
 
     def state(self, row: int) -> LaneState:
         """As the worker says, with `copying`, `tailing` and `done` told apart by the offsets."""
-        counters = self.array[row]
-        state = LaneState(int(counters["state"]))
+        state = LaneState(self.get(row, "state"))
         if state is not LaneState.COPYING:
             return state
-        if self.checkpoint(row).position >= counters["stop_offset"]:
+        if self.checkpoint(row).position >= self.get(row, "stop_offset"):
             return LaneState.DONE
-        return LaneState.TAILING if counters["fetch_offset"] >= counters["high_watermark"] else state
+        return LaneState.TAILING if self.get(row, "fetch_offset") >= self.get(row, "high_watermark") else state

@@ -106,7 +106,7 @@ class Worker:
         return self.target_brokers[key]
 
     def lane_changed(self, lane: LaneRunner, state: LaneState, reason: str) -> None:
-        self.rows.array[lane.spec.row]["state"] = state
+        self.rows.set_state(lane.spec.row, state)
         write_message(self.reports, LaneChanged(lane.spec.row, state, reason))
 
     # ---- orders ----

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from replicator.data.states import LaneState
-from tests.fault.scene import Journal, Pair, Traffic, assert_same_log, log_ends, wait_for_progress
+from tests.fault.scene import Journal, Pair, Traffic, assert_same_log, log_ends, wait_for_pause, wait_for_progress
 from tests.harness import witness
 from tests.harness.kafka import NEWEST_3, NEWEST_4, KafkaCluster
 from tests.harness.link import RunningLink
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.broker
 PRODUCE = 0
 TWO_DAYS_MS = 2 * 24 * 3600 * 1000
 # A broker forgets a producer by the age of its records, and looks for such producers every 10 minutes by default.
-FORGETFUL = {"producer.id.expiration.check.interval.ms": "100"}
+FORGETFUL = {"producer.id.expiration.check.interval.ms": "1"}
 
 
 def test_a_foreign_writer(pair: Pair, topic_name: str) -> None:
@@ -74,4 +74,29 @@ def test_lost_answers_where_the_broker_forgets_us(forgetful_pair: Pair, journal:
         proxy.reset()
         link.wait_until_copied(traffic.finish())
     assert journal.tells("no answer to a Produce", topic_name)
+    assert_same_log(pair, topic_name, records_min=2000)
+
+
+@pytest.mark.parametrize("fault", ["black hole", "frozen broker"])
+def test_late_requests_where_the_broker_forgets_us(forgetful_pair: Pair, topic_name: str, fault: str) -> None:
+    """The hardest case: what the given-up connection still holds is appended when we are back on another one."""
+    pair = forgetful_pair
+    pair.create(topic_name, 2)
+    with (
+        RunningLink(pair.config(topic_name, timeout_ms=1000)) as link,
+        Traffic(pair.source, topic_name, (0, 1), records_per_s=20_000, age_ms=TWO_DAYS_MS) as traffic,
+    ):
+        for _ in range(6):
+            wait_for_progress(link, topic_name)
+            if fault == "black hole":
+                pair.target.proxies[0].blackhole(True)
+            else:
+                pair.target.pause()
+            wait_for_pause(link, topic_name)
+            if fault == "black hole":
+                pair.target.proxies[0].blackhole(False)
+            else:
+                pair.target.resume()
+        wait_for_progress(link, topic_name)
+        link.wait_until_copied(traffic.finish())
     assert_same_log(pair, topic_name, records_min=2000)

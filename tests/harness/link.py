@@ -78,7 +78,7 @@ class RunningLink:
         return self.supervisor.rows.checkpoint(self.lanes[topic, partition])
 
     def counter(self, name: str, topic: str, partition: int = 0) -> int:
-        return int(self.supervisor.rows.array[self.lanes[topic, partition]][name])
+        return self.supervisor.rows.get(self.lanes[topic, partition], name)
 
     def worker_pids(self) -> list[int]:
         return [worker.pid for worker in self.supervisor.workers if worker.pid]

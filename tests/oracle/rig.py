@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from replicator._core import Event, FetchStream, Frame, Lane, Pool, Source, Target
-from replicator.data.states import ROW, Checkpoint
+from replicator.data.states import Checkpoint, row_dtype
 from tests.oracle import fetch, produce
 from tests.oracle.batch import Batch
 from tests.oracle.duplex import Duplex
@@ -34,7 +34,7 @@ class LaneRig:
 
     def __init__(self, topic: str, partition: int, target_topic: str | None = None) -> None:
         self.topic, self.partition, self.target_topic = topic, partition, target_topic or topic
-        self.rows = np.zeros(1, dtype=ROW)
+        self.rows = np.zeros(1, dtype=row_dtype())
         memory = memoryview(self.rows.view(np.uint8))
         self.native = Lane(topic, topic_id(topic), self.target_topic, partition, PRODUCER, memory)
 

@@ -24,7 +24,7 @@ from replicator.cli.results import WORDS, LaneResult, Results, by_topic
 from replicator.cli.session import Interrupted, watch_signals
 from replicator.config.models import StartAt
 from replicator.data.orders import LaneSpec
-from replicator.data.states import ROW, ROWS_MAX, LaneState, Rows
+from replicator.data.states import ROWS_MAX, LaneState, Rows, row_dtype
 from replicator.data.verify import LaneVerdict, Outcome
 
 COPY = ["copy", "--from", "127.0.0.1:1", "--to", "127.0.0.1:2", "--topics", "orders"]
@@ -206,7 +206,7 @@ def test_lines_are_lent_to_a_display_and_given_back(capsys: pytest.CaptureFixtur
 @pytest.fixture
 def rows() -> Iterator[Rows]:
     with tempfile.TemporaryFile() as file:
-        file.truncate(ROWS_MAX * ROW.itemsize)
+        file.truncate(ROWS_MAX * row_dtype().itemsize)
         yield Rows(file.fileno())
 
 

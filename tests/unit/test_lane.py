@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from replicator._core import COUNTERS_SIZE, VERDICTS, Lane
 from replicator.data.reasons import WHY
-from replicator.data.states import ROW, Checkpoint
+from replicator.data.states import Checkpoint, row_dtype
 from tests.oracle.batch import CONTROL, TRANSACTIONAL, Batch
 from tests.oracle.fetch import Fetched
 from tests.oracle.lane import LaneModel
@@ -31,7 +31,7 @@ def emptied(offset: int, width: int = 4) -> Batch:
 
 
 def test_the_row_has_the_layout_that_python_reads():
-    assert ROW.itemsize == COUNTERS_SIZE
+    assert row_dtype().itemsize == COUNTERS_SIZE
 
 
 def test_a_wrong_row_or_name_is_refused():
