@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from bench import charts, machine, tables
+from bench import charts, machine, micro, tables, worker
 from bench import compare as throughput
 from bench import latency as delay
 from bench.clusters import pair
@@ -137,6 +137,25 @@ def latency(peers: list[Peer], rate: float, seconds: float, runs: int, **where: 
         about = f"median of {runs} runs of {seconds:g} s at {rate:g} records of 1 KB a second, 8 partitions"
         written.append(files.draw(charts.latency_chart, rows, about))
     _show(tables.latency_table(rows), rows, written)
+
+
+@main.command("micro")
+@click.option("--runs", type=click.IntRange(1, 100), default=5, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=FOLDER)
+def micro_command(runs: int, out: Path) -> None:
+    """Time the native core alone, in memory. Needs a C compiler."""
+    found = {"rows": micro.run(runs, _tell)}
+    _tell(str(ResultFiles(out, "micro", machine.facts()).write(found, {}, [])))
+
+
+@main.command("worker")
+@click.option("--runs", type=click.IntRange(1, 100), default=5, show_default=True)
+@click.option("--gigabytes", type=click.FloatRange(0.1, 1000), default=4.0, show_default=True, help="A run.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=FOLDER)
+def worker_command(runs: int, gigabytes: float, out: Path) -> None:
+    """Weigh a worker between scripted peers against a relay that only copies bytes."""
+    found = {"rows": worker.run(runs, gigabytes, _tell)}
+    _tell(str(ResultFiles(out, "worker", machine.facts()).write(found, {}, [])))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import resource
 import socket
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -88,7 +89,7 @@ def _relay(size: int) -> tuple[float, float]:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall_s
 
 
-def run(runs: int, gigabytes: float) -> list[dict[str, Any]]:
+def run(runs: int, gigabytes: float, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     """One row a batch size: CPU seconds a gigabyte of both, medians and spread, and their ratio."""
     rows = []
     for batch_bytes, bar in BARS.items():
@@ -119,9 +120,6 @@ def run(runs: int, gigabytes: float) -> list[dict[str, Any]]:
                 "worker_mb_per_s": round(statistics.median(rates)),
             }
         )
-        print(json.dumps(rows[-1]))
+        tell(json.dumps(rows[-1]))
     return rows
 
-
-if __name__ == "__main__":
-    run(3, 2.0)
