@@ -1,5 +1,7 @@
 """`python -m bench compare` and `python -m bench latency`: ours and the rivals on the same brokers; see README.md."""
 
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from bench import compare as throughput
 from bench import latency as delay
 from bench.clusters import pair
 from bench.datasets import DATA_SETS, DataSet
+from bench.measure import IDLE_CORES_MAX
 from bench.peers import PEERS, Peer, Stage
 from bench.result import FOLDER, ResultFiles
 
@@ -73,8 +76,11 @@ def _stage(source: str | None, target: str | None) -> Iterator[Stage]:
         yield stage
 
 
-def _show(table: Any, rows: Sequence[Any], written: Sequence[Path]) -> None:
+def _show(table: Any, rows: Sequence[Any], runs: Sequence[Any], written: Sequence[Path]) -> None:
     _CONSOLE.print(table)
+    disturbed = sum(run.busy_cores_before > IDLE_CORES_MAX for run in runs)
+    if disturbed:
+        _tell(f"{disturbed} of {len(runs)} runs began while this machine was busy with something else")
     for row in rows:
         for failure in row.failures:
             _tell(f"{row.peer} failed: {failure}")
@@ -84,6 +90,8 @@ def _show(table: Any, rows: Sequence[Any], written: Sequence[Path]) -> None:
 @click.group()
 def main() -> None:
     """Measure this replicator beside its rivals."""
+    # Being told to end unwinds like Ctrl-C does: peers, worker and brokers end, and what was measured is written.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
 @main.command()
@@ -111,7 +119,7 @@ def compare(
     if any(row.finished for row in rows):
         about = f"median of {runs} runs, whiskers min to max, 8 partitions"
         written.append(files.draw(charts.compare_chart, rows, about))
-    _show(tables.compare_table(rows), rows, written)
+    _show(tables.compare_table(rows), rows, seen.runs, written)
 
 
 @main.command()
@@ -136,7 +144,7 @@ def latency(peers: list[Peer], rate: float, seconds: float, runs: int, **where: 
     if any(row.finished for row in rows):
         about = f"median of {runs} runs of {seconds:g} s at {rate:g} records of 1 KB a second, 8 partitions"
         written.append(files.draw(charts.latency_chart, rows, about))
-    _show(tables.latency_table(rows), rows, written)
+    _show(tables.latency_table(rows), rows, seen.runs, written)
 
 
 @main.command("micro")

@@ -47,7 +47,8 @@ def compare_chart(path: Path, rows: Sequence[compare.Row], caption: str) -> None
             _bars(axes, peer, [found.get(name) for name in sets], (number, len(peers)), digits)
         _tidy(axes)
         if scale == "log":
-            _log(axes, axes.yaxis)
+            axes.set_yscale("log")
+            _plain_numbers(axes.yaxis)
         axes.margins(y=0.15)
     panels[-1].set_xticks(range(len(sets)), sets)
     figure.legend(
@@ -83,7 +84,8 @@ def latency_chart(path: Path, rows: Sequence[latency.Row], caption: str) -> None
         _span(axes, number, row.peer, row.target_p50_ms, row.target_p99_ms)
     axes.set_yticks(range(len(done) + 1), ["source alone", *(row.peer for row in done)])
     axes.invert_yaxis()
-    _log(axes, axes.xaxis)
+    axes.set_xscale("log")
+    _plain_numbers(axes.xaxis)
     axes.margins(x=0.12, y=0.1)
     axes.set_xlabel("ms from create to readable on the target: median, line to the 99th percentile")
     _tidy(axes, "x")
@@ -101,9 +103,8 @@ def _span(axes: Axes, at: int, name: str, median: Spread | None, tail: Spread | 
         axes.annotate(f"{value:.3g}", (value, at), (side, 0), textcoords="offset points", **place)
 
 
-def _log(axes: Axes, axis: Axis) -> None:
-    """Make an axis logarithmic, with plain numbers at 1, 2, 5, 10, ..."""
-    axes.set(**{f"{axis.axis_name}scale": "log"})
+def _plain_numbers(axis: Axis) -> None:
+    """Label a logarithmic axis with plain numbers at 1, 2, 5, 10, ..."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FormatStrFormatter("%g"))
     axis.set_minor_locator(NullLocator())

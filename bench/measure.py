@@ -13,7 +13,7 @@ from bench.topics import Topics
 # Asking for the end offsets costs the target about 0.1 ms; looking at a process tree costs us several.
 _POLL_S = 0.02
 _SAMPLE_S = 0.25
-_IDLE_CORES_MAX = 0.2
+IDLE_CORES_MAX = 0.2
 _IDLE_PROBE_S = 0.5
 _IDLE_TIMEOUT_S = 20.0
 
@@ -66,7 +66,7 @@ def wait_until_idle() -> float:
     deadline = time.monotonic() + _IDLE_TIMEOUT_S
     while True:
         busy = float(psutil.cpu_percent(_IDLE_PROBE_S)) / 100 * (psutil.cpu_count() or 1)
-        if busy <= _IDLE_CORES_MAX or time.monotonic() > deadline:
+        if busy <= IDLE_CORES_MAX or time.monotonic() > deadline:
             return round(busy, 2)
 
 

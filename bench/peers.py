@@ -120,6 +120,8 @@ PEERS = {
             {
                 "throughput": "replicator copy --no-verify",
                 "latency": "replicator run, of a minimal link file",
+                "workers": default_workers(),
+                "limits": msgspec.to_builtins(Limits()),
             },
             _ours,
         ),

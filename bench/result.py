@@ -23,7 +23,6 @@ class ResultFiles:
         """Write every figure, and every setting of every peer. Replaces a result of the same day and name."""
         settings = {peer.name: {"what": peer.what, "settings": peer.settings} for peer in peers}
         result = {
-            "benchmark": self.name,
             "machine": self.machine,
             "clusters": clusters,
             "peers": settings,

@@ -70,7 +70,7 @@ void lane_resume(lane *l, checkpoint from, int64_t skip_records, int64_t stop_of
     l->counters->stop_offset = stop_offset;
     l->skip_records = skip_records;
     l->next_sequence = sequence_after(from.sequence, skip_records);
-    l->blocked = false;
+    l->blocked = l->steady = false;
     l->last_fetched_epoch = -1;
     l->running = true;
 }
@@ -191,6 +191,7 @@ bool lane_settle(lane *l, int64_t base_offset) {
     l->counters->max_timestamp = b->max_timestamp;
     lane_forget(l);
     write_checkpoint(l, c);
+    l->steady = true;
     return true;
 }
 

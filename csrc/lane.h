@@ -73,6 +73,7 @@ typedef struct lane {
     bool running;  /* between lane_resume and lane_halt */
     bool blocked;  /* met what it cannot take in: sends what it has, fetches no more */
     bool fetching; /* named in an outstanding Fetch */
+    bool steady;   /* a batch was acknowledged since lane_resume: see target_offer */
     uint32_t refs, generation;
     int64_t skip_records;  /* the target holds this many records beyond the position already */
     int32_t next_sequence; /* of the next batch taken in */

@@ -62,7 +62,7 @@ void target_set(lane *l, target *t) {
 }
 
 void target_offer(lane *l) {
-    if (l->running && l->target && lane_queued(l)) ring_join(&l->target->sendable, &l->sendable);
+    if (l->running && l->target && lane_queued(l) && (l->steady || !lane_in_flight(l))) ring_join(&l->target->sendable, &l->sendable);
 }
 
 bool target_waiting(const target *t) { return !ring_empty(&t->sendable); }
@@ -249,6 +249,7 @@ static void settle_lane(lane_entry *entry, int16_t error, int64_t base_offset, c
         if (lane_settle(l, base_offset)) {
             entry->lane = NULL;
             source_offer(l);
+            target_offer(l);
             lane_unref(l);
             return;
         }

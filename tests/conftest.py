@@ -53,7 +53,8 @@ def pytest_runtest_teardown() -> None:
 
 def _share(version: str, proxied: bool = False) -> Iterator[KafkaCluster]:
     _need_kafka(version)
-    with KafkaCluster(version, proxied=proxied) as cluster:
+    # The log cleaner looks for work every 15 s otherwise, and tests wait for it.
+    with KafkaCluster(version, properties={"log.cleaner.backoff.ms": "200"}, proxied=proxied) as cluster:
         _shared.append(cluster)
         yield cluster
         _shared.remove(cluster)

@@ -3,12 +3,12 @@
  *     librdkafka_loop SOURCE TARGET TOPIC once|follow [c.PROPERTY=VALUE | p.PROPERTY=VALUE]...
  *
  * Consumes a topic's partitions through one queue, many records a call, and produces every record to the same
- * partition of the topic of the same name, with key, value, headers and timestamp. `once` copies what is there when it
- * starts and exits; `follow` goes on until SIGTERM. Every setting is an argument, so that the
- * caller's report can list them all.
+ * partition of the topic of the same name, with key, value, headers and timestamp. `once` copies what is there when
+ * it starts and exits; `follow` goes on until SIGTERM. Every setting is an argument, so that the caller's report can
+ * list them all.
  *
- * The library comes with a Python wheel that has no headers, so the little of its (stable) ABI that is needed is
- * declared here.
+ * The library comes in a Python wheel without headers, so the little of its (stable) ABI that is needed is declared
+ * here.
  */
 #include <inttypes.h>
 #include <signal.h>
@@ -66,16 +66,18 @@ enum { RD_KAFKA_PRODUCER, RD_KAFKA_CONSUMER };
 enum { RD_KAFKA_CONF_OK = 0 };
 enum { QUEUE_FULL = -184, PARTITION_EOF = -191 };
 enum { MSG_F_COPY = 2 };
-enum { V_END, V_TOPIC, V_RKT, V_PARTITION, V_VALUE, V_KEY, V_OPAQUE, V_MSGFLAGS, V_TIMESTAMP, V_HEADER, V_HEADERS };
+enum { V_END, V_RKT = 2, V_PARTITION, V_VALUE, V_KEY, V_MSGFLAGS = 7, V_TIMESTAMP, V_HEADERS = 10 };
 enum { OFFSET_BEGINNING = -2 };
 
 rd_kafka_conf_t *rd_kafka_conf_new(void);
 int rd_kafka_conf_set(rd_kafka_conf_t *, const char *name, const char *value, char *error, size_t error_size);
-void rd_kafka_conf_set_dr_msg_cb(rd_kafka_conf_t *, void (*)(rd_kafka_t *, const rd_kafka_message_t *, void *));
+typedef void delivery_callback(rd_kafka_t *, const rd_kafka_message_t *, void *opaque);
+void rd_kafka_conf_set_dr_msg_cb(rd_kafka_conf_t *, delivery_callback *);
 rd_kafka_t *rd_kafka_new(int type, rd_kafka_conf_t *, char *error, size_t error_size);
 rd_kafka_topic_t *rd_kafka_topic_new(rd_kafka_t *, const char *topic, rd_kafka_topic_conf_t *);
 rd_kafka_queue_t *rd_kafka_queue_new(rd_kafka_t *);
-int rd_kafka_metadata(rd_kafka_t *, int all, rd_kafka_topic_t *, const rd_kafka_metadata_t **, int timeout_ms);
+int rd_kafka_metadata(
+    rd_kafka_t *, int all, rd_kafka_topic_t *, const rd_kafka_metadata_t **, int timeout_ms);
 void rd_kafka_metadata_destroy(const rd_kafka_metadata_t *);
 int rd_kafka_query_watermark_offsets(
     rd_kafka_t *, const char *topic, int32_t partition, int64_t *low, int64_t *high, int timeout_ms);
@@ -85,7 +87,6 @@ ssize_t rd_kafka_consume_batch_queue(rd_kafka_queue_t *, int timeout_ms, rd_kafk
 int64_t rd_kafka_message_timestamp(const rd_kafka_message_t *, int *type);
 int rd_kafka_message_detach_headers(rd_kafka_message_t *, rd_kafka_headers_t **);
 void rd_kafka_message_destroy(rd_kafka_message_t *);
-void rd_kafka_headers_destroy(rd_kafka_headers_t *);
 int rd_kafka_producev(rd_kafka_t *, ...);
 int rd_kafka_poll(rd_kafka_t *, int timeout_ms);
 int rd_kafka_flush(rd_kafka_t *, int timeout_ms);
@@ -113,7 +114,7 @@ static void check(const char *what, int error)
         die(what, rd_kafka_err2str(error));
 }
 
-/* With delivery.report.only.error, only failures come here; a copy with a hole in it must not look like a success. */
+/* With delivery.report.only.error, only failures come here: a copy with a hole must not look like a success. */
 static void on_delivery_failed(rd_kafka_t *rk, const rd_kafka_message_t *message, void *opaque)
 {
     (void)rk, (void)opaque;
@@ -168,21 +169,21 @@ static void produce(rd_kafka_t *producer, rd_kafka_topic_t *topic, rd_kafka_mess
     int type, error;
     int64_t timestamp = rd_kafka_message_timestamp(message, &type);
     rd_kafka_message_detach_headers(message, &headers);
-    /* The record is copied: cheaper than one delivery report a record to say when its memory is free again. */
+    /* The record is copied: cheaper than a delivery report for each to say when its memory is free again. */
     do {
         error = headers
-            ? rd_kafka_producev(producer, V_RKT, topic, V_PARTITION, message->partition, V_MSGFLAGS, MSG_F_COPY,
+            ? rd_kafka_producev(producer, V_RKT, topic, V_PARTITION, message->partition, V_TIMESTAMP, timestamp,
                   V_KEY, message->key, message->key_len, V_VALUE, message->payload, message->len,
-                  V_TIMESTAMP, timestamp, V_HEADERS, headers, V_END)
-            : rd_kafka_producev(producer, V_RKT, topic, V_PARTITION, message->partition, V_MSGFLAGS, MSG_F_COPY,
+                  V_MSGFLAGS, MSG_F_COPY, V_HEADERS, headers, V_END)
+            : rd_kafka_producev(producer, V_RKT, topic, V_PARTITION, message->partition, V_TIMESTAMP, timestamp,
                   V_KEY, message->key, message->key_len, V_VALUE, message->payload, message->len,
-                  V_TIMESTAMP, timestamp, V_END);
+                  V_MSGFLAGS, MSG_F_COPY, V_END);
     } while (error == QUEUE_FULL && rd_kafka_poll(producer, 10) >= 0);
     check("produce", error);
 }
 
-/* Waits for a record and takes those that have arrived with it. A batch call alone would wait for a full batch or for
- * its whole time-out, which costs either latency or many calls. */
+/* Waits for a record and takes those that have arrived with it. A batch call alone would wait for a full batch or
+ * for its whole time-out, which costs either latency or many calls. */
 static ssize_t take(rd_kafka_queue_t *queue, rd_kafka_message_t **messages)
 {
     messages[0] = rd_kafka_consume_queue(queue, WAIT_MS);
@@ -193,8 +194,8 @@ static ssize_t take(rd_kafka_queue_t *queue, rd_kafka_message_t **messages)
 }
 
 /* Where each partition is read from and up to. Returns how many partitions are not finished yet. */
-static int start(rd_kafka_t *consumer, const char *name, rd_kafka_topic_t *topic, rd_kafka_queue_t *queue, bool once,
-                 int64_t *ends)
+static int start(rd_kafka_t *consumer, const char *name, rd_kafka_topic_t *topic, rd_kafka_queue_t *queue,
+                 bool once, int64_t *ends)
 {
     int partitions = partitions_of(consumer, topic), unfinished = 0;
     for (int32_t p = 0; p < partitions; p++) {

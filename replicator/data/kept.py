@@ -12,6 +12,8 @@ from replicator.kafka.backoff import Backoff
 from replicator.kafka.cluster import Cluster
 from replicator.kafka.connection import Connection
 
+RECONNECT_MS_MAX = 1_000  # as Kafka's own clients: reconnect.backoff.max.ms
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -56,7 +58,7 @@ class KeptConnection:
             self.current.close(error)
 
     async def _keep(self) -> None:
-        backoff = Backoff()
+        backoff = Backoff(limit_ms=RECONNECT_MS_MAX)
         while True:
             try:
                 error = await self._hold(backoff)

@@ -36,7 +36,8 @@ SEQUENCE_MASK = 0x7FFF_FFFF
 SUSPECT_TRIES = 3  # an error that may be the batch's fault, at the same position
 MISSING_TRIES = 5  # looks at the metadata before a topic counts as deleted
 UNAUTHORIZED_PAUSE_S = 30.0
-AMBIGUOUS_PAUSE_S = 0.3  # lets the broker notice that the old connection is dead, and finish what it had read of it
+RETRY_MS_MAX = 2_000  # what a paused lane asks is shared with the others, or small
+STILL_S = 0.3  # how long the target's tail must not move before we believe that the old connection's requests are over
 OFFSET_OUT_OF_RANGE, UNKNOWN_SERVER_ERROR, CORRUPT_MESSAGE = 1, -1, 2
 UNAUTHORIZED = {29, 31}
 
@@ -72,9 +73,11 @@ class LaneRunner:
         self.state = LaneState.STARTING
         # Above zero: an earlier worker had this lane, and left its checkpoint.
         self._placed = worker.rows.get(spec.row, "version") > 0
+        self._in_doubt = self._placed  # requests whose answers nobody heard may still be landing on the target
         self._stop_offset = worker.rows.get(spec.row, "stop_offset") if self._placed else NEVER
         self._procedure: asyncio.Task[None] | None = None
-        self._backoff = Backoff()
+        self._draining = False
+        self._backoff = Backoff(limit_ms=RETRY_MS_MAX)
         self._suspect = (-1, 0)  # position, tries there
         self._replaced_at = -1  # position when the last doubt came up
         self._topic_ids = {self.source: spec.topic_id, self.target: NO_ID}  # NO_ID: not known yet
@@ -92,6 +95,17 @@ class LaneRunner:
     def start(self) -> None:
         self._change(LaneState.STARTING)
         self._run(self._place())
+
+    def drain(self) -> None:
+        """Fetches nothing more, and begins nothing new: what is under way may still settle."""
+        self._draining = True
+        if self._procedure:
+            self._procedure.cancel()
+        self.native.set_source(None, -1)
+
+    @property
+    def settled(self) -> bool:
+        return not (self.native.in_flight or (self.native.running and self.native.queued))
 
     async def close(self) -> None:
         if self._procedure:
@@ -119,7 +133,7 @@ class LaneRunner:
 
     def on_event(self, event: Event) -> None:
         """Decides what follows. The core has already stopped what had to stop."""
-        if self.state.is_final:
+        if self.state.is_final or self._draining:
             return
         match event.kind:
             case "fetch_error":
@@ -133,7 +147,8 @@ class LaneRunner:
             case "offset_drift":
                 self._replace(f"an answer names offset {event.second} where {event.first} was due")
             case "answer_lost":
-                self._replace(f"no answer to a Produce: {event.text}", AMBIGUOUS_PAUSE_S)
+                self._in_doubt = True
+                self._replace(f"no answer to a Produce: {event.text}")
 
     def _on_fetch_error(self, code: int) -> None:
         row = kafka_error(code)
@@ -169,7 +184,7 @@ class LaneRunner:
 
     def on_broker_down(self, broker: object, error: ReplicatorError) -> None:
         """The broker that this lane stands at has no connection any more."""
-        if self.state.is_final or (self._procedure and not self._procedure.done()):
+        if self.state.is_final or self._draining or (self._procedure and not self._procedure.done()):
             return
         if broker is self.target_broker:
             self._replace(str(error))
@@ -238,16 +253,15 @@ class LaneRunner:
             await asyncio.sleep(0.005)
 
     async def _resume(self) -> None:
-        tail = await read_tail(self.target)
         if self._placed:
             checkpoint = self.worker.rows.checkpoint(self.spec.row)
-            landed = self._landed(checkpoint, tail)
+            landed = await self._all_landed(checkpoint)
         else:
-            checkpoint = await self._first_checkpoint(tail)
+            checkpoint = await self._first_checkpoint(await read_tail(self.target))
             landed = 0
         self._join_target()
         self.native.resume(checkpoint, landed, self._stop_offset)
-        self._placed = True
+        self._placed, self._in_doubt = True, False
         self._join_source(self._leader(self.source))
         self._change(LaneState.COPYING)
         self.worker.pump_soon()
@@ -278,6 +292,20 @@ class LaneRunner:
             log_start = await find_offset(self.source, START)
             return max(log_start, min(offset, first.base_offset)) if first else offset
         return await find_offset(self.source, START if start == "earliest" else END)
+
+    async def _all_landed(self, checkpoint: Checkpoint) -> int:
+        """As `_landed`, but not before requests of a lost connection have stopped landing.
+
+        The sequence would refuse them, or recognise ours behind them, but for old records a broker keeps no sequence.
+        """
+        landed = self._landed(checkpoint, await read_tail(self.target))
+        while self._in_doubt:
+            before = landed
+            await asyncio.sleep(STILL_S)
+            landed = self._landed(checkpoint, await read_tail(self.target))
+            if landed == before:
+                break
+        return landed
 
     def _landed(self, checkpoint: Checkpoint, tail: LogTail) -> int:
         """How many records beyond the checkpoint the target holds. Raises LaneStopped when that cannot be told."""

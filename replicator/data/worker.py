@@ -122,14 +122,13 @@ class Worker:
     async def drain(self) -> int:
         """Fetches nothing more, waits for what is under way; returns how many lanes did not settle in time."""
         for lane in self.lanes.values():
-            lane.native.set_source(None, -1)
+            lane.drain()
         deadline = asyncio.get_running_loop().time() + DRAIN_TIMEOUT_S
-        while (left := self._unsettled()) and asyncio.get_running_loop().time() < deadline:
+        while left := sum(not lane.settled for lane in self.lanes.values()):
+            if asyncio.get_running_loop().time() > deadline:
+                break
             await asyncio.sleep(0.01)
         return left
-
-    def _unsettled(self) -> int:
-        return sum(1 for lane in self.lanes.values() if lane.native.in_flight or lane.native.queued)
 
     async def close(self) -> None:
         closing: list[Coroutine[Any, Any, None]] = [lane.close() for lane in self.lanes.values()]

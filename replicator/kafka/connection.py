@@ -72,7 +72,9 @@ class Connection:
                 except BaseException as error:
                     connection.close(ConnectionLost(f"handshake with {_name(address)} failed: {error}", where=where))
                     raise
-        except (OSError, TimeoutError, ConnectionLost) as error:
+        except ConnectionLost as error:
+            raise Unreachable(error.what, where=where) from None
+        except (OSError, TimeoutError) as error:
             reason = str(error) or "no answer in time"
             raise Unreachable(f"broker {_name(address)}: {reason}", where=where) from None
         return connection

@@ -9,7 +9,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 from tests.harness import witness
 from tests.harness.kafka import KafkaCluster
 from tests.harness.waiting import eventually
-from tests.harness.wire import LATEST, Wire, WireError
+from tests.harness.wire import EARLIEST, LATEST, Wire, WireError
 
 _ANSWER_TIMEOUT_S = 30
 
@@ -48,6 +48,11 @@ def partition_count(cluster: KafkaCluster, topic: str) -> int:
 def end_offset(cluster: KafkaCluster, topic: str, partition: int = 0) -> int:
     with Wire(_port(cluster)) as wire:
         return wire.list_offset(topic, partition, LATEST)
+
+
+def start_offset(cluster: KafkaCluster, topic: str, partition: int = 0) -> int:
+    with Wire(_port(cluster)) as wire:
+        return wire.list_offset(topic, partition, EARLIEST)
 
 
 def _admin(cluster: KafkaCluster) -> AdminClient:

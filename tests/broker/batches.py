@@ -8,10 +8,10 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tests.oracle.batch import Batch
+from tests.oracle.batch import LENGTH_STARTS_AT, Batch
 from tests.oracle.wire import uvarint
 
-__all__ = ["Batch", "Entry", "encode_records", "make_batch", "now_ms", "numbered"]
+__all__ = ["Batch", "Entry", "encode_records", "make_batch", "now_ms", "numbered", "parse_batches"]
 
 NO_PRODUCER = {"producer_id": -1, "producer_epoch": -1, "base_sequence": -1}
 
@@ -53,6 +53,16 @@ def make_batch(entries: Sequence[Entry], **header: Any) -> Batch:
         **header,
     }
     return Batch(**fields)
+
+
+def parse_batches(record_set: bytes) -> list[Batch]:
+    """The batches of a record set that ends with a whole one."""
+    batches = []
+    while record_set:
+        size = LENGTH_STARTS_AT + int.from_bytes(record_set[LENGTH_STARTS_AT - 4 : LENGTH_STARTS_AT], "big")
+        batches.append(Batch.parse(record_set[:size]))
+        record_set = record_set[size:]
+    return batches
 
 
 def _encode(place: int, entry: Entry, base_timestamp: int) -> bytes:

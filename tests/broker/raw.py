@@ -138,10 +138,10 @@ class RawClient:
     def init_producer(self) -> Producer:
         """A producer id that nobody else has. A young broker says at first that it is still loading."""
 
-        def ask() -> Body | None:
+        def ask() -> Body:
             answer = self.ask(INIT_PRODUCER_ID, 1, {})
             assert answer["error_code"] in (0, COORDINATOR_LOAD_IN_PROGRESS)
-            return None if answer["error_code"] else answer
+            return {} if answer["error_code"] else answer
 
         answer = eventually(ask, "a producer id")
         return Producer(answer["producer_id"], answer["producer_epoch"])

@@ -7,15 +7,17 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from confluent_kafka import Producer
 
 from replicator.kafka.codec import Body
 from replicator.kafka.messages import FETCH
-from tests.broker.admin import create_topic, delete_records
-from tests.broker.batches import Batch, make_batch, numbered
+from tests.broker.admin import create_topic, delete_records, end_offset
+from tests.broker.batches import Batch, make_batch, numbered, parse_batches
 from tests.broker.raw import RawClient, fetch_body
 from tests.harness import witness
 from tests.harness.kafka import KafkaCluster
-from tests.oracle.batch import CONTROL
+from tests.harness.waiting import eventually
+from tests.oracle.batch import CONTROL, TRANSACTIONAL
 
 pytestmark = pytest.mark.broker
 
@@ -193,8 +195,6 @@ def test_aborted_records_are_among_the_bytes(
     either_kafka: KafkaCluster, client: RawClient, topic_name: str, isolation_level: int
 ) -> None:
     """A Fetch that wants committed data gets aborted batches too, with a list of whose they are and since when."""
-    from confluent_kafka import Producer
-
     create_topic(either_kafka, topic_name)
     fill(client, topic_name, batches=1)
     producer = Producer({"bootstrap.servers": either_kafka.bootstrap, "transactional.id": topic_name})
@@ -203,8 +203,10 @@ def test_aborted_records_are_among_the_bytes(
     producer.produce(topic_name, b"aborted")
     producer.flush(30)
     producer.abort_transaction(30)
-    answer = client.fetch(topic_name, 10, isolation_level=isolation_level, max_wait_ms=5_000)
-    batch = Batch.parse(answer["records"][: answer["records"].find(b"aborted") + 8])
+    eventually(lambda: end_offset(either_kafka, topic_name) == 12, "the marker")
+    answer = client.fetch(topic_name, 10, isolation_level=isolation_level)
+    aborted, marker = parse_batches(answer["records"])
+    assert (aborted.base_offset, aborted.attributes) == (10, TRANSACTIONAL)
+    assert (marker.base_offset, marker.attributes) == (11, TRANSACTIONAL | CONTROL)
     listed = [(row["producer_id"], row["first_offset"]) for row in answer["aborted_transactions"] or ()]
-    assert batch.base_offset == 10
-    assert listed == ([(batch.producer_id, 10)] if isolation_level else [])
+    assert listed == ([(aborted.producer_id, 10)] if isolation_level else [])

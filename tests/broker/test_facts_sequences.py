@@ -201,7 +201,7 @@ def settled_end(cluster: KafkaCluster, topic: str) -> int:
 
 
 def test_racing_writers_append_everything_once(either_kafka: KafkaCluster, writer: Writer) -> None:
-    """Three writers of one stream, none knowing of the others: refused and repeated, but never lost or doubled."""
+    """Three writers of one stream, none knowing of the others: each batch is there once, and all are told where."""
     with RawClient(either_kafka) as second, RawClient(either_kafka) as third:
         for sequence in range(100):
             racers = [writer.client, second, third]

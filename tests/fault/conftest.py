@@ -18,13 +18,13 @@ def _standing_pair() -> Iterator[Pair]:
 
 
 @pytest.fixture
-def pair(_standing_pair: Pair) -> Iterator[Pair]:
+def pair(_standing_pair: Pair) -> Pair:
     """Kafka 4 to Kafka 3, one node each, proxied; running and without rules when the test begins."""
     for cluster in (_standing_pair.source, _standing_pair.target):
         cluster.start()
         for proxy in cluster.proxies:
             proxy.reset()
-    yield _standing_pair
+    return _standing_pair
 
 
 @pytest.fixture

@@ -4,13 +4,14 @@ The comparison is the point. Counters and states may be right while the target's
 `assert_same_log`: both logs as another client reads them, record by record, offsets and times included.
 """
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from confluent_kafka import Message, Producer
 
@@ -20,7 +21,7 @@ from tests.harness.kafka import KafkaCluster
 from tests.harness.link import RunningLink, link_config
 from tests.harness.records import NewRecord, Record
 from tests.harness.waiting import eventually
-from tests.harness.wire import EARLIEST, LATEST, Wire
+from tests.harness.wire import EARLIEST, LATEST, Wire, WireError
 
 _TICK_S = 0.01
 _FLUSH_TIMEOUT_S = 60
@@ -44,7 +45,8 @@ class Pair:
 
     def config(self, topics: str, timeout_ms: int = 30_000, **options: Any) -> dict[str, Any]:
         """One link between the two, through the proxies, whose requests time out after `timeout_ms`."""
-        limits = {"request_timeout_ms": timeout_ms, **options.pop("limits", {})}
+        waits = {"request_timeout_ms": timeout_ms, "fetch_wait_ms": min(500, timeout_ms // 4)}
+        limits = {**waits, **options.pop("limits", {})}
         return link_config(
             self.source.proxied_bootstrap, self.target.proxied_bootstrap, topics, limits=limits, **options
         )
@@ -196,12 +198,20 @@ def ask_leader(cluster: KafkaCluster, topic: str, partition: int, timestamp: int
 
 
 def leaders(cluster: KafkaCluster, topic: str) -> dict[int, int]:
-    """partition -> node that leads it. Node 1 is asked."""
-    with Wire(int(cluster.bootstrap.split(",")[0].rsplit(":", 1)[1])) as wire:
-        return wire.metadata(topic).leaders[topic]
+    """partition -> node that leads it, as node 1 says; waits until it knows the topic and all of its leaders."""
+    port = int(cluster.bootstrap.split(",")[0].rsplit(":", 1)[1])
+
+    def ask() -> dict[int, int] | None:
+        with contextlib.suppress(WireError), Wire(port) as wire:
+            return wire.metadata(topic).leaders[topic]
+        return None
+
+    return cast(dict[int, int], eventually(ask, f"the leaders of {topic}"))
 
 
-def wait_for_progress(link: RunningLink, topic: str, partition: int = 0, records: int = 500, timeout_s: float = 30) -> None:
+def wait_for_progress(
+    link: RunningLink, topic: str, partition: int = 0, records: int = 500, timeout_s: float = 30
+) -> None:
     """Waits until the lane has moved on by so many records from here."""
     eventually(lambda: (topic, partition) in link.lanes, f"a lane of {topic}-{partition}", timeout_s)
     due = link.checkpoint(topic, partition).position + records
@@ -238,7 +248,7 @@ def assert_same_log(pair: Pair, topic: str, records_min: int, target_topic: str 
 
 
 def assert_is_start_of(original: list[Record], copy: list[Record], position: int) -> None:
-    """The copy holds the source's records up to `position`, and nothing else. Of a source that is no more, it is all."""
+    """The copy holds the source's first records, up to `position` at least, and nothing else."""
     assert position > 0
     assert len(copy) >= position
     difference = first_difference(original[: len(copy)], copy)
@@ -251,6 +261,8 @@ def first_difference(original: list[Record], copy: list[Record]) -> str:
         return ""
     values, copied = [record.value for record in original], [record.value for record in copy]
     lost, doubled = len(set(values) - set(copied)), len(copied) - len(set(copied))
-    where = next((n for n, (a, b) in enumerate(zip(original, copy, strict=False)) if a != b), min(len(original), len(copy)))
+    where = next(
+        (n for n, (a, b) in enumerate(zip(original, copy, strict=False)) if a != b), min(len(original), len(copy))
+    )
     pairs = f"{original[where : where + 1]} became {copy[where : where + 1]}"
     return f"{len(original)} records, copied {len(copy)}, lost {lost}, doubled {doubled}; at {where}: {pairs}"

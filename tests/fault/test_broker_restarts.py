@@ -74,6 +74,7 @@ def test_a_broker_that_is_frozen_for_longer_than_the_timeout(
     assert_same_log(pair, topic_name, records_min=1500)
 
 
+@pytest.mark.soak
 def test_both_brokers_killed_at_once(pair: Pair, topic_name: str) -> None:
     pair.create(topic_name, PARTITIONS)
     with (

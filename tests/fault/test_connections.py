@@ -44,7 +44,7 @@ def test_the_connection_is_cut_between_a_produce_and_its_answer(pair: Pair, jour
             eventually(lambda cut=cut: proxy.cut > cut, "the cut")
             wait_for_progress(link, topic_name)
         assert proxy.cut == 5
-    assert journal.tells("before the answer", topic_name)
+    assert journal.tells("no answer to a Produce", topic_name)
 
 
 @pytest.mark.parametrize("then", ["close", "silence"])

@@ -1,13 +1,15 @@
 """The target's log is not what the lane left there: somebody else wrote to it, or the broker forgot who wrote."""
 
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from replicator.data.states import LaneState
 from tests.fault.scene import Journal, Pair, Traffic, assert_same_log, log_ends, wait_for_pause, wait_for_progress
 from tests.harness import witness
-from tests.harness.kafka import NEWEST_3, NEWEST_4, KafkaCluster
+from tests.harness.kafka import NEWEST_4, KafkaCluster
 from tests.harness.link import RunningLink
 from tests.harness.records import NewRecord
 from tests.harness.waiting import eventually
@@ -47,18 +49,17 @@ def test_a_foreign_writer(pair: Pair, topic_name: str) -> None:
     assert len(values) >= position
 
 
-@pytest.fixture
-def forgetful_pair(private_cluster: object) -> Pair:
-    start: object = private_cluster
-    assert callable(start)
-    source: KafkaCluster = start(NEWEST_3, proxied=True)
-    target: KafkaCluster = start(NEWEST_4, proxied=True, properties=FORGETFUL)
-    return Pair(source, target)
+@pytest.fixture(scope="module")
+def forgetful() -> Iterator[KafkaCluster]:
+    with KafkaCluster(NEWEST_4, proxied=True, properties=FORGETFUL) as cluster:
+        yield cluster
 
 
-def test_lost_answers_where_the_broker_forgets_us(forgetful_pair: Pair, journal: Journal, topic_name: str) -> None:
+def test_lost_answers_where_the_broker_forgets_us(
+    pair: Pair, forgetful: KafkaCluster, journal: Journal, topic_name: str
+) -> None:
     """Old records: the broker takes any sequence, so nothing but our own care keeps a batch from being doubled."""
-    pair = forgetful_pair
+    pair = replace(pair, target=forgetful)
     pair.create(topic_name, 2)
     proxy = pair.target.proxies[0]
     with (
@@ -78,9 +79,11 @@ def test_lost_answers_where_the_broker_forgets_us(forgetful_pair: Pair, journal:
 
 
 @pytest.mark.parametrize("fault", ["black hole", "frozen broker"])
-def test_late_requests_where_the_broker_forgets_us(forgetful_pair: Pair, topic_name: str, fault: str) -> None:
+def test_late_requests_where_the_broker_forgets_us(
+    pair: Pair, forgetful: KafkaCluster, topic_name: str, fault: str
+) -> None:
     """The hardest case: what the given-up connection still holds is appended when we are back on another one."""
-    pair = forgetful_pair
+    pair = replace(pair, target=forgetful)
     pair.create(topic_name, 2)
     with (
         RunningLink(pair.config(topic_name, timeout_ms=1000)) as link,

@@ -127,9 +127,7 @@ def test_a_target_topic_that_is_made_again(pair: Pair, topic_name: str) -> None:
         assert log_ends(pair.target, topic_name) == written, "nothing is written to it any more"
 
 
-def test_a_target_topic_that_is_made_again_while_its_lane_rests(
-    pair: Pair, journal: Journal, topic_name: str
-) -> None:
+def test_a_target_topic_that_is_made_again_while_its_lane_rests(pair: Pair, journal: Journal, topic_name: str) -> None:
     """Even when the new log is as long as the old one was: it holds other records."""
     records = [NewRecord(0, None, b"%d" % n) for n in range(100)]
     with _copying_two(pair, topic_name) as link:

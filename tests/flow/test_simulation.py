@@ -11,6 +11,7 @@ the target's tail, go on from there.
 
 import struct
 from collections import Counter
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -27,6 +28,7 @@ from hypothesis.stateful import (
 from replicator._core import Event, FetchStream, Pool, Source, Target
 from replicator.data.states import Checkpoint
 from tests.oracle import fetch, produce
+from tests.oracle.batch import Batch
 from tests.oracle.broker import SourceLog, TargetLog
 from tests.oracle.duplex import Duplex
 from tests.oracle.fetch import Fetched, FetchedTopic, FetchRequest
@@ -37,9 +39,10 @@ from tests.oracle.rig import NEVER, PRODUCER, LaneRig, topic_id
 TOPICS = ["orders", "payments"]
 PARTITIONS = 2
 NOT_LEADER, TIMED_OUT, TOO_FEW_REPLICAS, UNKNOWN = 6, 7, 20, -1
-TARGET_FAULTS = [0] * 12 + [NOT_LEADER, UNKNOWN, TIMED_OUT, TOO_FEW_REPLICAS]
+TARGET_FAULTS = [0] * 20 + [NOT_LEADER, UNKNOWN, TIMED_OUT, TOO_FEW_REPLICAS]
 CREDIT_BYTES, LANE_BYTES_MAX, FETCH_BYTES_MAX, PRODUCE_BYTES_MAX = 60_000, 700, 900, 600
 STEPS_TO_CALM_DOWN = 3_000
+SEEDS = st.integers(0, 2**32 - 1)  # of what happens inside one step
 
 
 class SimulatedLane(LaneRig):
@@ -128,81 +131,68 @@ class Simulation(RuleBasedStateMachine):
     def _target_log(self, topic: str, partition: int) -> TargetLog:
         return self.lanes[topic.removeprefix("copy.of."), partition].target_log
 
-    def lane(self, data: st.DataObject) -> SimulatedLane:
-        return self.lanes[data.draw(st.sampled_from(sorted(self.lanes)))]
-
     # ---- the source ----
 
-    @rule(
-        data=st.data(),
-        kinds=st.lists(st.sampled_from(["data", "data", "data", "data", "control", "empty"]), min_size=1, max_size=6),
-    )
-    def source_grows(self, data: st.DataObject, kinds: list[str]) -> None:
-        log = self.lane(data).source_log
-        for kind in kinds:
-            log.append(kind, data.draw(st.integers(1, 5)), data.draw(st.sampled_from([0, 0, 0, 2])))
+    @rule(seed=SEEDS)
+    def source_grows(self, seed: int) -> None:
+        chance = Random(seed)
+        for lane in self.lanes.values():
+            for _ in range(chance.randrange(5)):
+                kind = chance.choice(["data", "data", "data", "data", "control", "empty"])
+                lane.source_log.append(kind, chance.randrange(1, 6), chance.choice([0, 0, 0, 2]))
 
-    @rule()
-    def fetches_are_sent(self) -> None:
+    @rule(seed=SEEDS)
+    def source_works(self, seed: int) -> None:
+        chance = Random(seed)
         for connection in self.sources:
-            self.correlation_id += 1
-            if connection.ask(self.version, self.correlation_id):
-                self.seen["fetches"] += 1
+            self._fetch(connection, chance)
+            if connection.arriving:
+                self._arrive(connection, chance.choice([len(connection.arriving), chance.randrange(1, 900)]))
 
-    @precondition(lambda self: any(each.asked and not each.arriving for each in self.sources))
-    @rule(data=st.data())
-    def source_answers(self, data: st.DataObject) -> None:
-        waiting = [each for each in self.sources if each.asked and not each.arriving]
-        self._answer(data.draw(st.sampled_from(waiting)), data)
-
-    def _answer(self, connection: SourceConnection, data: st.DataObject | None) -> None:
-        """Starts a response: truly and in order without `data`, else as it is drawn."""
+    def _fetch(self, connection: SourceConnection, chance: Random | None) -> None:
+        """Sends a Fetch and starts its response: a true one, in order, without `chance`."""
+        self.correlation_id += 1
+        if not connection.ask(self.version, self.correlation_id):
+            return
+        self.seen["fetches"] += 1
         request = connection.asked
         assert request
-        topics = [self._fetched(name, rows, data) for name, rows in request.topics]
-        if data:
-            topics = data.draw(st.permutations(topics))
+        topics = [self._fetched(name, rows, chance) for name, rows in request.topics]
+        if chance:
+            chance.shuffle(topics)
         frame = fetch.encode_response(self.version, request.correlation_id, topics)
         connection.arriving = struct.pack(">I", len(frame)) + frame
 
-    def _fetched(self, name: str | bytes, rows: list[fetch.AskedPartition], data: st.DataObject | None) -> FetchedTopic:
+    def _fetched(self, name: str | bytes, rows: list[fetch.AskedPartition], chance: Random | None) -> FetchedTopic:
         topic = next(topic for topic in TOPICS if name in (topic, topic_id(topic)))
         partitions = []
         for row in rows:
             log = self.lanes[topic, row.partition].source_log
             error, behind, bytes_max = 0, 0, row.bytes_max
-            if data:
-                error = data.draw(st.sampled_from([0, 0, 0, 0, 0, 0, NOT_LEADER]))
-                behind = data.draw(st.sampled_from([0, 0, 1, 2]))
-                bytes_max = min(bytes_max, data.draw(st.integers(1, LANE_BYTES_MAX)))
+            if chance:
+                error = chance.choice([0] * 9 + [NOT_LEADER])
+                behind = chance.choice([0, 0, 0, 1, 2])
+                bytes_max = chance.choice([bytes_max, chance.randrange(1, LANE_BYTES_MAX)])
             records = b"" if error else log.read(row.fetch_offset, bytes_max, behind)
             partitions.append(Fetched(row.partition, records, error, high_watermark=log.end))
         return FetchedTopic(topic, topic_id(topic), partitions)
-
-    @precondition(lambda self: any(each.arriving for each in self.sources))
-    @rule(data=st.data(), size=st.integers(1, 900) | st.just(10_000))
-    def response_arrives(self, data: st.DataObject, size: int) -> None:
-        connection = data.draw(st.sampled_from([each for each in self.sources if each.arriving]))
-        self._arrive(connection, size)
 
     def _arrive(self, connection: SourceConnection, size: int) -> None:
         connection.arrive(size)
         self._hear(connection.stream.take_events())
 
-    @precondition(lambda self: any(each.asked for each in self.sources))
-    @rule(data=st.data())
-    def source_connection_is_lost(self, data: st.DataObject) -> None:
-        connection = data.draw(st.sampled_from([each for each in self.sources if each.asked]))
-        connection.lose()
-        self._hear(connection.stream.take_events())
-        self.seen["source connections lost"] += 1
-
     # ---- the target ----
 
-    @rule(requests=st.integers(1, 8))
-    def produce_is_sent(self, requests: int) -> None:
-        for _ in range(requests):
+    @rule(seed=SEEDS)
+    def target_works(self, seed: int) -> None:
+        """Some requests are sent, some of those sent are carried out, some of those carried out are answered."""
+        chance = Random(seed)
+        for _ in range(chance.randrange(8)):
             self._gather()
+        for _ in range(chance.randrange(len(self.at_target) + 1)):
+            self._carry_out(chance)
+        for _ in range(chance.randrange(len(self.answers) + 1)):
+            self._settle()
 
     def _gather(self) -> None:
         self.correlation_id += 1
@@ -213,30 +203,20 @@ class Simulation(RuleBasedStateMachine):
             self.at_target.append(request)
             self.seen["requests"] += 1
 
-    @precondition(lambda self: self.at_target)
-    @rule(data=st.data(), requests=st.integers(1, 8))
-    def target_carries_out(self, data: st.DataObject, requests: int) -> None:
-        for _ in range(min(requests, len(self.at_target))):
-            self._carry_out(data)
-
-    def _carry_out(self, data: st.DataObject | None) -> None:
+    def _carry_out(self, chance: Random | None) -> None:
         request = self.at_target.pop(0)
         answers = []
         for topic, partition, batch in request.batches:
             log = self._target_log(topic, partition)
-            fault = data.draw(st.sampled_from(TARGET_FAULTS)) if data else 0
+            fault = chance.choice(TARGET_FAULTS) if chance else 0
             error, offset = (fault, -1) if fault in (NOT_LEADER, UNKNOWN) else log.append(batch)
             if fault in (TIMED_OUT, TOO_FEW_REPLICAS):
                 error, offset = fault, -1  # appended, and answered as if it were not
             answers.append(Produced(topic, partition, offset, error))
             self.seen[f"answer {error}"] += 1
-        self.answers.append((request, data.draw(st.permutations(answers)) if data else answers))
-
-    @precondition(lambda self: self.answers)
-    @rule(requests=st.integers(1, 8))
-    def target_answers(self, requests: int) -> None:
-        for _ in range(min(requests, len(self.answers))):
-            self._settle()
+        if chance:
+            chance.shuffle(answers)
+        self.answers.append((request, answers))
 
     def _settle(self) -> None:
         request, answers = self.answers.pop(0)
@@ -245,7 +225,15 @@ class Simulation(RuleBasedStateMachine):
         self.target.settle(frame)
         self._hear(self.target.take_events())
 
-    @precondition(lambda self: self.at_target or self.answers)
+    # ---- the network ----
+
+    @rule(seed=SEEDS)
+    def source_connection_is_lost(self, seed: int) -> None:
+        connection = Random(seed).choice(self.sources)
+        connection.lose()
+        self._hear(connection.stream.take_events())
+        self.seen["source connections lost"] += 1
+
     @rule(survive=st.integers(0, 3))
     def target_connection_is_lost(self, survive: int) -> None:
         """Answers under way are lost; some of the requests are read by the broker all the same, later."""
@@ -259,18 +247,20 @@ class Simulation(RuleBasedStateMachine):
         self.duplex = Duplex(self.pool)
 
     @precondition(lambda self: self.ghosts)
-    @rule(data=st.data())
-    def dead_connection_is_carried_on(self, data: st.DataObject) -> None:
-        ghosts = data.draw(st.sampled_from(self.ghosts))
-        for topic, partition, batch in ghosts.pop(0).batches:
-            error, _ = self._target_log(topic, partition).append(batch)
-            self.seen["late and appended" if not error else "late and refused"] += 1
-        if not ghosts:
-            self.ghosts = [each for each in self.ghosts if each]
+    @rule(seed=SEEDS)
+    def dead_connections_are_carried_on(self, seed: int) -> None:
+        chance = Random(seed)
+        for ghosts in self.ghosts:
+            for request in ghosts[: chance.randrange(3)]:
+                ghosts.remove(request)
+                for topic, partition, batch in request.batches:
+                    error, _ = self._target_log(topic, partition).append(batch)
+                    self.seen["late and refused" if error else "late and taken"] += 1
+        self.ghosts = [ghosts for ghosts in self.ghosts if ghosts]
 
-    @rule(data=st.data())
-    def target_restarts(self, data: st.DataObject) -> None:
-        self.lane(data).target_log.restart()
+    @rule(seed=SEEDS)
+    def target_restarts(self, seed: int) -> None:
+        Random(seed).choice(list(self.lanes.values())).target_log.restart()
 
     # ---- the owner ----
 
@@ -283,32 +273,20 @@ class Simulation(RuleBasedStateMachine):
                 assert event.kind in ("produce_error", "offset_drift", "answer_lost"), event
                 assert not event.lane.running
 
-    @rule(data=st.data())
-    def lane_is_halted(self, data: st.DataObject) -> None:
-        self.lane(data).native.halt()
+    @rule(seed=SEEDS)
+    def a_lane_is_halted(self, seed: int) -> None:
+        Random(seed).choice(list(self.lanes.values())).native.halt()
 
-    @precondition(lambda self: any(not lane.native.running for lane in self.lanes.values()))
     @rule()
-    def halted_lanes_are_placed(self) -> None:
-        self._place_halted()
-
-    def _place_halted(self) -> None:
+    def owner_looks_after_the_lanes(self) -> None:
         for lane in self.lanes.values():
             if not lane.native.running and not lane.native.in_flight:
                 skip = lane.landed()
                 self.seen["records skipped"] += skip
                 lane.native.resume(lane.checkpoint, skip, NEVER)
+                lane.without_source = True
+            if lane.native.running and lane.without_source:
                 lane.native.set_source(self.source, 2)
-                lane.without_source = False
-
-    @rule()
-    def leaders_are_looked_up(self) -> None:
-        self._find_sources()
-
-    def _find_sources(self) -> None:
-        for lane in self.lanes.values():
-            if lane.without_source:
-                lane.native.set_source(self.source, 3)
                 lane.without_source = False
 
     # ---- what always holds ----
@@ -354,12 +332,9 @@ class Simulation(RuleBasedStateMachine):
 
     def _step(self) -> None:
         """One round in which everybody does what is to be done."""
-        self._place_halted()
-        self._find_sources()
-        self.fetches_are_sent()
+        self.owner_looks_after_the_lanes()
         for connection in self.sources:
-            if connection.asked and not connection.arriving:
-                self._answer(connection, None)
+            self._fetch(connection, None)
             if connection.arriving:
                 self._arrive(connection, len(connection.arriving))
         self._gather()
@@ -367,6 +342,58 @@ class Simulation(RuleBasedStateMachine):
             self._carry_out(None)
         if self.answers:
             self._settle()
+
+
+def begun() -> Simulation:
+    """A simulation with a few batches acknowledged and a few more taken in, for a script instead of chance."""
+    simulation = Simulation()
+    simulation.begin(version=13, produce_version=8, wraps=3)
+    for _ in range(3):
+        simulation._step()
+    for connection in simulation.sources:
+        simulation._fetch(connection, None)
+        simulation._arrive(connection, len(connection.arriving))
+    return simulation
+
+
+@pytest.mark.parametrize("resent_first", [True, False])
+def test_a_request_that_outlives_its_connection_makes_no_duplicate(resent_first):
+    simulation = begun()
+    for _ in range(3):
+        simulation._gather()
+    assert len(simulation.at_target) == 3
+    before = {lane.place: len(lane.target_log.records) for lane in simulation.lanes.values()}
+    simulation.target_connection_is_lost(survive=3)
+    simulation.owner_looks_after_the_lanes()
+    if not resent_first:
+        while simulation.ghosts:
+            simulation.dead_connections_are_carried_on(seed=2)
+    simulation._step()
+    while simulation.ghosts:
+        simulation.dead_connections_are_carried_on(seed=2)
+    assert any(len(lane.target_log.records) > before[lane.place] for lane in simulation.lanes.values())
+    assert any(lane.target_log.recognised for lane in simulation.lanes.values())
+    simulation.the_target_is_the_beginning_of_the_source()
+    simulation.teardown()
+
+
+def test_a_refused_first_batch_keeps_those_behind_it_from_an_empty_log():
+    """A broker takes any first sequence where it knows nothing of a producer, also one that leaves a hole."""
+    simulation = Simulation()
+    simulation.begin(version=13, produce_version=8, wraps=0)
+    for connection in simulation.sources:
+        simulation._fetch(connection, None)
+        simulation._arrive(connection, len(connection.arriving))
+    for _ in range(5):
+        simulation._gather()
+    firsts = [Batch.parse(data).base_sequence for request in simulation.at_target for *_, data in request.batches]
+    assert firsts == [0] * len(simulation.lanes)
+    simulation.at_target[0].topics.clear()  # refused
+    simulation.target_connection_is_lost(survive=5)
+    while simulation.ghosts:
+        simulation.dead_connections_are_carried_on(seed=2)
+    simulation.the_target_is_the_beginning_of_the_source()
+    simulation.teardown()
 
 
 MUST_HAVE_HAPPENED = [
@@ -378,9 +405,7 @@ MUST_HAVE_HAPPENED = [
     "answers lost",
     "source connections lost",
     "records skipped",
-    "duplicates recognised",
-    "late and appended",
-    "late and refused",
+    "late and taken",
     "answer 45",
 ]
 
@@ -401,7 +426,7 @@ def simulate(examples: int, steps: int, **options: bool) -> Counter[str]:
 
 
 def test_every_record_arrives_once_and_in_order_whatever_fails():
-    seen = simulate(examples=60, steps=60, derandomize=True)
+    seen = simulate(examples=100, steps=100, derandomize=True)
     assert not [what for what in MUST_HAVE_HAPPENED if not seen[what]], seen
 
 
@@ -409,4 +434,5 @@ def test_every_record_arrives_once_and_in_order_whatever_fails():
 @pytest.mark.timeout(3_600)
 def test_every_record_arrives_once_and_in_order_for_a_long_time():
     seen = simulate(examples=3_000, steps=150, print_blob=True)
-    assert not [what for what in MUST_HAVE_HAPPENED if not seen[what]], seen
+    rare = ["duplicates recognised", "late and refused", "answer 20"]
+    assert not [what for what in MUST_HAVE_HAPPENED + rare if not seen[what]], seen

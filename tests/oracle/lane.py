@@ -31,6 +31,7 @@ class LaneModel:
     blocked: bool = False
     held: list[Held] = field(default_factory=list)
     sent: int = 0
+    steady: bool = False  # a batch was acknowledged since it was resumed
     lost_faith: int = 0  # how many of those in flight were sent before the lane was halted
 
     @property
@@ -49,7 +50,7 @@ class LaneModel:
         self.stop_offset = stop_offset
         self.skip_records = skip_records
         self.next_sequence = (place.sequence + skip_records) % SEQUENCES
-        self.running, self.blocked = True, False
+        self.running, self.blocked, self.steady = True, False, False
 
     def halt(self) -> None:
         self.running = False
@@ -113,7 +114,8 @@ class LaneModel:
 
     def send(self) -> Batch | None:
         """The batch that the next request carries."""
-        if not self.running or not self.queued:
+        alone = not self.steady and self.sent
+        if not self.running or not self.queued or alone:
             return None
         self.sent += 1
         return self.held[self.sent - 1].batch
@@ -128,6 +130,7 @@ class LaneModel:
         if not error and base_offset == self.place.target_next:
             self._advance(held.batch.count)
             self.place = self.place._replace(position=held.source_next)
+            self.steady = True
             return None
         self.halt()
         return "produce_error" if error else "offset_drift"

@@ -1,0 +1,214 @@
+"""What cannot pass yet stops its own lane, in front of it, with a reason; all other lanes go on.
+
+One link a pair of clusters has all the cases in it, each a topic whose partition 0 holds something that must stop a
+lane, and whose partition 1 does not.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from replicator.data.states import LaneState
+from tests.broker.admin import create_topic, delete_records, end_offset, start_offset
+from tests.broker.batches import Batch, Entry, make_batch, now_ms, numbered
+from tests.broker.compacted import make_delete_horizon, make_gaps, make_holes
+from tests.broker.copies import Pair, same_batches, stored_batches
+from tests.broker.raw import RawClient
+from tests.harness import witness
+from tests.harness.java import JavaWitness
+from tests.harness.kafka import KafkaCluster
+from tests.harness.link import RunningLink, link_config
+from tests.harness.records import NewRecord
+from tests.oracle.batch import CONTROL
+
+pytestmark = pytest.mark.broker
+
+PAIRS = [("kafka3", "kafka4"), ("kafka4", "kafka3")]
+DAY_MS = 86_400_000
+ANY_TIME = {"message.timestamp.after.max.ms": str(2**63 - 1)}
+_tags = itertools.count(1)
+
+Write = Callable[[KafkaCluster, str, JavaWitness], None]
+
+
+def produce(cluster: KafkaCluster, topic: str, *batches: list[Entry], partition: int = 0) -> None:
+    with RawClient(cluster) as client:
+        for entries in batches:
+            assert client.produce(topic, make_batch(entries).encode(), partition).error == 0
+
+
+def ordinary(number: int) -> list[Entry]:
+    """The batch of ten records that belongs at offset 10 * number."""
+    return numbered(10, first=10 * number)
+
+
+def around(*bad: list[Entry]) -> Write:
+    """Writes two ordinary batches, the bad ones at offset 20, and more ordinary ones."""
+    return lambda cluster, topic, _java: produce(
+        cluster, topic, ordinary(0), ordinary(1), *bad, *map(ordinary, range(3, 20))
+    )
+
+
+def write_transaction(cluster: KafkaCluster, topic: str, java: JavaWitness, abort: bool = False) -> None:
+    produce(cluster, topic, ordinary(0), ordinary(1))
+    records = [NewRecord(0, b"key", b"in a transaction")]
+    java.produce(cluster.bootstrap, topic, records, {"transactional.id": topic}, abort)
+    produce(cluster, topic, ordinary(3))
+
+
+def write_aborted(cluster: KafkaCluster, topic: str, java: JavaWitness) -> None:
+    write_transaction(cluster, topic, java, abort=True)
+
+
+def write_large_and_many(cluster: KafkaCluster, topic: str, _java: JavaWitness) -> None:
+    """A partition that we never wrote to would take whatever is pipelined behind a refused first batch."""
+    produce(cluster, topic, [Entry(bytes(5_000))] * 10, *map(ordinary, range(1, 100)))
+
+
+def write_and_cut_head(cluster: KafkaCluster, topic: str, _java: JavaWitness) -> None:
+    produce(cluster, topic, ordinary(0), ordinary(1), ordinary(2))
+    delete_records(cluster, topic, before=5)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Why the lane stops, at which offset, and how many batches it copies before that."""
+
+    reason: str
+    write: Write
+    offset: int = 20
+    batches_before: int = 2
+    source_config: dict[str, str] = field(default_factory=dict)
+    target_config: dict[str, str] | None = None  # of a topic that is there before the link; None: the link makes it
+
+
+CASES = {
+    "committed": Case("a transaction's batch", write_transaction),
+    "aborted": Case("a transaction's batch", write_aborted),
+    "append-time": Case("LogAppendTime", around(), 0, 0, source_config={"message.timestamp.type": "LogAppendTime"}),
+    "cut-head": Case("the log starts inside this batch", write_and_cut_head, 0, 0),
+    "holes": Case("compaction took records", lambda cluster, topic, _java: make_holes(cluster, topic), 1, 1),
+    "horizon": Case("delete horizon", lambda cluster, topic, _java: make_delete_horizon(cluster, topic), 2, 1),
+    "too-large": Case("MESSAGE_TOO_LARGE", around([Entry(bytes(5_000))]), target_config={"max.message.bytes": "2000"}),
+    "too-large-first": Case(
+        "MESSAGE_TOO_LARGE", write_large_and_many, 0, 0, target_config={"max.message.bytes": "2000"}
+    ),
+    "far-future": Case(
+        "INVALID_TIMESTAMP",
+        around([Entry(b"ahead", timestamp=now_ms() + DAY_MS)]),
+        source_config=ANY_TIME,
+        target_config={"message.timestamp.after.max.ms": "3600000"},
+    ),
+    "null-key": Case(
+        "INVALID_RECORD", around([Entry(b"no key", key=None)]), target_config={"cleanup.policy": "compact"}
+    ),
+}
+MADE_BY_CLEANER = {"holes", "horizon"}  # these create their topics themselves
+
+
+@dataclass
+class Scene:
+    """A running link, and what it runs between."""
+
+    pair: Pair
+    link: RunningLink
+    tag: str
+
+    def topic(self, case: str) -> str:
+        return f"{self.tag}-{case}"
+
+
+def prepare(pair: Pair, java: JavaWitness, tag: str) -> None:
+    for name, case in CASES.items():
+        topic = f"{tag}-{name}"
+        if name not in MADE_BY_CLEANER:
+            create_topic(pair.source, topic, 2, case.source_config)
+        if case.target_config is not None:
+            create_topic(pair.target, topic, 2, case.target_config)
+        case.write(pair.source, topic, java)
+        if name != "append-time":
+            produce(pair.source, topic, ordinary(0), partition=1)
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids=[" to ".join(pair) for pair in PAIRS])
+def scene(request: pytest.FixtureRequest, java4: JavaWitness) -> Iterator[Scene]:
+    pair = Pair(*map(request.getfixturevalue, request.param))
+    tag = f"stops-{next(_tags)}"
+    prepare(pair, java4, tag)
+    with RunningLink(link_config(pair.source.bootstrap, pair.target.bootstrap, f"{tag}-.*")) as link:
+        yield Scene(pair, link, tag)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_lane_stops_in_front_of_it(scene: Scene, name: str) -> None:
+    case, topic = CASES[name], scene.topic(name)
+    scene.link.wait_for_state(LaneState.FAILED, topic)
+    assert re.search(case.reason, scene.link.reason(topic))
+    assert re.search(rf"batch at source offset {case.offset}\b", scene.link.reason(topic))
+    before = stored_batches(scene.pair.source, topic)[: case.batches_before]
+    assert same_batches(before, stored_batches(scene.pair.target, topic)) == case.batches_before
+    copied_to = before[-1].next_offset if before else start_offset(scene.pair.source, topic)
+    assert scene.link.checkpoint(topic).position == copied_to
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "append-time"])
+def test_its_neighbour_goes_on(scene: Scene, name: str) -> None:
+    topic = scene.topic(name)
+    scene.link.wait_for_state(LaneState.FAILED, topic)
+    target_end = end_offset(scene.pair.target, topic)
+    produce(scene.pair.source, topic, ordinary(1), partition=1)
+    produce(scene.pair.source, topic, ordinary(20))
+    scene.link.wait_until_copied({(topic, 1): 20})
+    scene.link.wait_for_state(LaneState.TAILING, topic, 1)
+    originals, copies = (stored_batches(side, topic, 1) for side in (scene.pair.source, scene.pair.target))
+    assert same_batches(originals, copies) == 2
+    assert end_offset(scene.pair.target, topic) == target_end, "the stopped lane stands still"
+    assert scene.link.state(topic) is LaneState.FAILED
+    assert len(scene.link.worker_pids()) == 1
+
+
+def test_a_target_with_foreign_records_is_left_alone(scene: Scene, topic_name: str) -> None:
+    create_topic(scene.pair.source, topic_name)
+    create_topic(scene.pair.target, topic_name)
+    produce(scene.pair.source, topic_name, ordinary(0))
+    produce(scene.pair.target, topic_name, numbered(3))
+    bootstraps = scene.pair.source.bootstrap, scene.pair.target.bootstrap
+    with RunningLink(link_config(*bootstraps, topic_name)) as link:
+        link.wait_for_state(LaneState.FAILED, topic_name)
+        assert "not empty" in link.reason(topic_name)
+    assert len(witness.dump(scene.pair.target.bootstrap, topic_name)[0]) == 3
+
+
+def test_what_leaves_no_trace_is_passed_over(scene: Scene, topic_name: str) -> None:
+    """Markers of transactions without records, and batches that compaction took away whole or left empty."""
+    marked, cleaned = topic_name + "-marked", topic_name + "-cleaned"
+    create_topic(scene.pair.source, marked)
+    with RawClient(scene.pair.source) as client:
+        producer = client.init_producer()
+        for number in range(5):
+            client.mark_commit(marked, producer)
+            assert client.produce(marked, make_batch(ordinary(number)).encode()).error == 0
+        client.mark_commit(marked, producer)
+    make_gaps(scene.pair.source, cleaned)
+    ends = {(topic, 0): end_offset(scene.pair.source, topic) for topic in (marked, cleaned)}
+    bootstraps = scene.pair.source.bootstrap, scene.pair.target.bootstrap
+    with RunningLink(link_config(*bootstraps, topic_name + ".*"), stop="now") as link:
+        link.wait_until_copied(ends)
+        assert [link.counter("skipped_batches", topic) for topic in (marked, cleaned)] == [6, 1]
+    assert end_offset(scene.pair.target, marked) == 50
+    for topic in (marked, cleaned):
+        originals, copies = (contents(side, topic) for side in (scene.pair.source, scene.pair.target))
+        assert copies == originals
+        assert len(copies) >= 4
+
+
+def contents(cluster: KafkaCluster, topic: str) -> list[bytes]:
+    """The records sections of the batches that hold data."""
+    return [batch.records for batch in stored_batches(cluster, topic) if batch.count and not is_control(batch)]
+
+
+def is_control(batch: Batch) -> bool:
+    return bool(batch.attributes & CONTROL)
