@@ -23,6 +23,7 @@ struct target {
     ring_link sendable;
     request *oldest, *newest, *spare;
     uint32_t in_flight, refs;
+    uint32_t lanes_in_flight; /* lanes with at least one batch in flight */
 };
 
 target *target_new(void) {
@@ -66,6 +67,15 @@ void target_offer(lane *l) {
 }
 
 bool target_waiting(const target *t) { return !ring_empty(&t->sendable); }
+
+bool target_ready(const target *t) {
+    enum { FEW_REQUESTS = 3, MANY_LANES = 64 };
+    uint32_t waiting = 0, enough = t->in_flight < FEW_REQUESTS ? 1 : (t->lanes_in_flight + 1) / 2;
+    if (enough > MANY_LANES) enough = MANY_LANES;
+    for (const ring_link *link = t->sendable.after; link != &t->sendable; link = link->after)
+        if (++waiting >= enough) return true;
+    return false;
+}
 
 uint32_t target_in_flight(const target *t) { return t->in_flight; }
 
@@ -166,6 +176,7 @@ static size_t write_parts(request *q, const produce_terms *terms, uint32_t *part
             write_bytes(&w, l->target_topic.name, l->target_topic.length);
             write_i32(&w, (int32_t)topic_run(q, i));
         }
+        if (!lane_in_flight(l)) l->target->lanes_in_flight++;
         const lane_batch *b = lane_take(l);
         write_i32(&w, l->target_partition);
         write_i32(&w, (int32_t)b->size);
@@ -235,6 +246,10 @@ static lane_entry *find_entry(request *q, const char *name, uint16_t length, int
     return NULL;
 }
 
+static void count_out(const lane *l) {
+    if (!lane_in_flight(l)) l->target->lanes_in_flight--;
+}
+
 /* An answer for a lane that was halted since is not believed: the target's log will tell. */
 static void settle_lane(lane_entry *entry, int16_t error, int64_t base_offset, const char *text, size_t text_length,
                         event_list *events) {
@@ -247,6 +262,7 @@ static void settle_lane(lane_entry *entry, int16_t error, int64_t base_offset, c
     } else if (believed) {
         int64_t due = lane_checkpoint(l)->target_next;
         if (lane_settle(l, base_offset)) {
+            count_out(l);
             entry->lane = NULL;
             source_offer(l);
             target_offer(l);
@@ -258,6 +274,7 @@ static void settle_lane(lane_entry *entry, int16_t error, int64_t base_offset, c
         e->second = base_offset;
     }
     lane_forget(l);
+    count_out(l);
     if (believed) lane_halt(l);
     entry->lane = NULL;
     lane_unref(l);
@@ -337,6 +354,7 @@ void target_abandon(target *t, event_list *events) {
             lane *l = q->lanes[i].lane;
             if (!l) continue;
             lane_forget(l);
+            count_out(l);
             if (l->generation == q->lanes[i].generation) {
                 event_add(events, l, ANSWER_LOST);
                 lane_halt(l);

@@ -56,6 +56,12 @@ bool target_gather(target *t, const produce_terms *terms, produce_request *reque
 /* True when some lane has something to send. */
 bool target_waiting(const target *t);
 
+/* True when a request is worth its cost now. A broker does one request of a connection after the other, so while a few
+ * are on their way a small one gains nothing by leaving early, and costs both sides as much as a large one. It is held
+ * until lanes with something in flight have as much company waiting, or answers come: with few requests in flight, and
+ * when waiting brings nobody else, nothing is ever held. */
+bool target_ready(const target *t);
+
 uint32_t target_in_flight(const target *t);
 
 /* The whole answer to the oldest request, no length prefix. Positions move, lanes go back to their source's ring.

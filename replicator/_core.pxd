@@ -134,6 +134,7 @@ cdef extern from "core.h" nogil:
     void target_unref(target *t)
     void target_set(lane *l, target *t)
     bint target_waiting(const target *t)
+    bint target_ready(const target *t)
     uint32_t target_in_flight(const target *t)
     bint target_gather(target *t, const produce_terms *terms, produce_request *request)
     bint target_settle(

@@ -3,11 +3,10 @@
 
 `_core.pyi` is the typed contract of this module; csrc/core.h that of what stands behind it.
 """
-cimport cython
-from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memmove, memset, strlen
 
 from collections import namedtuple
@@ -132,18 +131,21 @@ cdef class Frame:
         PyBuffer_FillInfo(view, self, self.home.data, self.home.size, 1, flags)
 
 
-@cython.no_gc_clear  # the core writes to `row` until __dealloc__
 cdef class Lane:
     cdef lane *c
-    cdef object row
+    cdef Py_buffer *row  # hidden from the garbage collector, which could let it go while the core still writes there
     cdef readonly str source_topic, target_topic
     cdef readonly int partition
     cdef public object runner
 
     def __cinit__(self, str source_topic, bytes source_topic_id, str target_topic, int partition,
-                  producer, uint8_t[::1] row):
-        if row.shape[0] != sizeof(lane_counters) or len(source_topic_id) != TOPIC_ID_SIZE:
-            raise ValueError("a counter row or a topic id has the wrong size")
+                  producer, row):
+        self.row = <Py_buffer *>calloc(1, sizeof(Py_buffer))
+        if self.row == NULL:
+            raise MemoryError
+        PyObject_GetBuffer(row, self.row, PyBUF_WRITABLE)
+        if self.row.len != sizeof(lane_counters) or <size_t>self.row.buf % 8 or len(source_topic_id) != TOPIC_ID_SIZE:
+            raise ValueError("a counter row or a topic id has the wrong size, or the row is not aligned")
         cdef bytes source_name = source_topic.encode()
         cdef bytes target_name = target_topic.encode()
         cdef lane_spec spec
@@ -152,18 +154,20 @@ cdef class Lane:
         spec.source_topic_id = source_topic_id
         spec.source_partition = spec.target_partition = partition
         spec.producer_id, spec.producer_epoch = producer
-        spec.counters = <lane_counters *>&row[0]
+        spec.counters = <lane_counters *>self.row.buf
         spec.owner = <void *>self
         self.c = lane_new(&spec)
         if self.c == NULL:
             raise ValueError(f"no lane for topic {source_topic!r}: empty, too long, or out of memory")
-        self.row = row
         self.source_topic, self.target_topic, self.partition = source_topic, target_topic, partition
 
     def __dealloc__(self):
         if self.c != NULL:
             lane_orphan(self.c)
             lane_unref(self.c)
+        if self.row != NULL:
+            PyBuffer_Release(self.row)
+            free(self.row)
 
     def resume(self, where, int64_t skip_records, int64_t stop_offset):
         if lane_in_flight(self.c) or self.c.running:
@@ -319,6 +323,10 @@ cdef class Target:
     @property
     def waiting(self):
         return bool(target_waiting(self.c))
+
+    @property
+    def ready(self):
+        return bool(target_ready(self.c))
 
     @property
     def in_flight(self):

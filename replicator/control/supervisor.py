@@ -18,7 +18,7 @@ from replicator.control.topics import Topics
 from replicator.control.workers import WorkerProcess
 from replicator.data.orders import LaneChanged, LaneSpec, Setup
 from replicator.data.states import ROW_BYTES, ROWS_MAX, LaneState, Rows
-from replicator.errors import Action, ClusterError, ReplicatorError, Where
+from replicator.errors import Action, ClusterError, NetworkError, ReplicatorError, Where
 from replicator.kafka.backoff import Backoff
 from replicator.kafka.cluster import Cluster, TopicMetadata
 from replicator.kafka.connection import ConnectionSettings
@@ -30,6 +30,7 @@ SHARDS = 64
 TOPIC_NAME_MAX = 249
 CONTROL_POOL_BYTES = 16 << 20
 PRODUCER_ID_TRIES = 100
+REACH_TRIES = 3
 UNKNOWN_TOPIC = 3
 
 Stop = Literal["never", "now"] | int
@@ -94,6 +95,7 @@ class Supervisor:
         """Makes the topics and lanes of every link and starts the workers. Raises ReplicatorError."""
         setup = Setup(self.config.clusters, self.config.limits)
         for control in self._links:
+            await self._reach(control)
             await self._init_producer(control)
         self.workers = [
             WorkerProcess(index, setup, self._rows_file.fileno(), self._lane_changed)
@@ -125,6 +127,19 @@ class Supervisor:
         self._rows_file.close()  # `rows` stays readable: the mapping outlives its file
         for cluster in self.clusters.values():
             await cluster.close()
+
+    async def _reach(self, control: _LinkControl) -> None:
+        """Both clusters answer, or answer at the second or third try. Raises NetworkError when one does not."""
+        backoff = Backoff()
+        for cluster in (control.source, control.target):
+            for tries_left in reversed(range(REACH_TRIES)):
+                try:
+                    await cluster.refresh([])
+                    break
+                except NetworkError:
+                    if not tries_left:
+                        raise
+                    await asyncio.sleep(backoff.next_s())
 
     async def _init_producer(self, control: _LinkControl) -> None:
         """A producer id for the link. A young cluster answers that its coordinator is loading, for a while."""

@@ -46,6 +46,7 @@ class KeptConnection:
         self._on_up = on_up
         self._on_down = on_down
         self._keeping = asyncio.ensure_future(self._keep())
+        self._keeping.add_done_callback(_must_not_end)
 
     async def close(self) -> None:
         """Ends it for good."""
@@ -77,3 +78,9 @@ class KeptConnection:
         finally:
             self.current = None
             connection.close(ConnectionLost("closed by us", where=Where(self._cluster.alias)))
+
+
+def _must_not_end(keeping: asyncio.Task[None]) -> None:
+    """Raises, in the loop's own hands, what nobody awaits: a broker that is not kept any more must not go unnoticed."""
+    if not keeping.cancelled():
+        keeping.result()

@@ -79,7 +79,7 @@ class LaneRunner:
         self._draining = False
         self._backoff = Backoff(limit_ms=RETRY_MS_MAX)
         self._suspect = (-1, 0)  # position, tries there
-        self._replaced_at = -1  # position when the last doubt came up
+        self._troubled_at = -1  # position when something last went wrong
         self._topic_ids = {self.source: spec.topic_id, self.target: NO_ID}  # NO_ID: not known yet
 
     # ---- states ----
@@ -193,12 +193,16 @@ class LaneRunner:
 
     # ---- procedures ----
 
+    def _pause(self, reason: str) -> None:
+        """Waiting begins short again if something was settled since the last trouble: that one is over."""
+        if self._position != self._troubled_at:
+            self._backoff.reset()
+            self._troubled_at = self._position
+        self._change(LaneState.PAUSED, reason)
+
     def _replace(self, reason: str, pause_s: float = 0) -> None:
         self.native.halt()
-        if self._position != self._replaced_at:  # something was settled since: what went wrong then is over
-            self._backoff.reset()
-            self._replaced_at = self._position
-        self._change(LaneState.PAUSED, reason)
+        self._pause(reason)
         self._run(self._place(pause_s or self._backoff.next_s()))
 
     async def _place(self, pause_s: float = 0) -> None:
@@ -353,7 +357,7 @@ class LaneRunner:
     async def _find_source(self, reason: str, code: int = 0) -> None:
         """Looks for a leader to fetch from; whatever is queued goes on to the target meanwhile."""
         self.native.set_source(None, -1)
-        self._change(LaneState.PAUSED, reason)
+        self._pause(reason)
         pause_s = UNAUTHORIZED_PAUSE_S if code in UNAUTHORIZED else self._backoff.next_s()
         while True:
             await asyncio.sleep(pause_s)
@@ -372,7 +376,6 @@ class LaneRunner:
                 self._change(LaneState.PAUSED, str(error))
         self._join_source(leader)
         self._change(LaneState.COPYING)
-        self._backoff.reset()
         self.worker.pump_soon()
 
     async def _stop(self, state: LaneState, reason: str) -> None:

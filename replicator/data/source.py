@@ -27,6 +27,7 @@ class SourceBroker:
         self.node_id = node_id
         self.around = around
         self.ring = Source(around.pool, around.limits.lane_bytes_max)
+        self.failures = 0  # connections lost, or not made, since the last answer to a Fetch
         self.streams = [_Stream(self) for _ in range(STREAMS)]
 
     @property
@@ -80,7 +81,9 @@ class _Stream:
         if self.fetch.error:
             error = ClusterError(self.fetch.error, "Fetch", where=Where(self.broker.cluster.alias))
             self.kept.drop(error)
-        elif self.fetch.throttle_ms:
+            return
+        self.broker.failures = 0
+        if self.fetch.throttle_ms:
             asyncio.get_running_loop().call_later(self.fetch.throttle_ms / 1000, self._end_throttle)
         else:
             self.busy = False
@@ -105,6 +108,8 @@ class _Stream:
         self.fetch.abort()
         if events := self.fetch.take_events():
             self.broker.around.on_events(events)
-        if not self.broker.connected:
+        self.broker.failures += 1
+        # A broker that takes every connection and answers no Fetch is down, too: each stream has tried it.
+        if not self.broker.connected or self.broker.failures >= STREAMS:
             self.broker.around.on_down(self.broker, error)
         self.broker.around.on_progress()

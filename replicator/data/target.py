@@ -1,8 +1,8 @@
 """The produce side of one target broker: the lanes it leads, one connection, and the requests in flight on it.
 
-A request is gathered whenever the socket has taken the one before and some lane waits; while the target is slow the
-lanes' queues fill and the next request carries a batch of each. So requests are as large as the backlog makes them,
-and nothing ever waits for company.
+A request is gathered whenever the socket has taken the one before and lanes wait. While few requests are in flight
+whatever waits goes at once; while more are, a request that would carry few lanes is held until others have something to
+send, too, or an answer comes. So nothing waits that would arrive sooner by leaving, and a backlog makes large requests.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ class TargetBroker:
         connection = self.kept.current
         while (
             connection is not None
-            and self.ring.waiting
+            and self.ring.ready
             and not self.throttle
             and not connection.transport.pending
             and self.ring.in_flight < REQUESTS_IN_FLIGHT_MAX

@@ -6,6 +6,7 @@ asks for what has room. Run as `python -m replicator.data.worker CONTROL_FD ROWS
 """
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -139,8 +140,16 @@ class Worker:
         await asyncio.gather(*closing)
 
 
+def _end_at_once(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A callback failed: what it left half done would stand still without a word. The next process reads the logs."""
+    loop.default_exception_handler(context)
+    if "handle" in context:
+        os._exit(os.EX_SOFTWARE)
+
+
 async def serve(control: socket.socket, rows: Rows) -> None:
     """Takes orders until told to drain, or until the supervisor is gone."""
+    asyncio.get_running_loop().set_exception_handler(_end_at_once)
     reader, reports = await asyncio.open_connection(sock=control)
     decoder: msgspec.msgpack.Decoder[Order | Report] = msgspec.msgpack.Decoder(Order | Report)
     setup = await read_message(reader, decoder)

@@ -6,7 +6,9 @@ from tests.broker.admin import create_topic
 from tests.broker.batches import Batch, Entry, make_batch
 from tests.broker.copies import stored_batches
 from tests.broker.raw import Producer, RawClient
+from tests.harness import witness
 from tests.harness.kafka import KafkaCluster
+from tests.harness.records import NewRecord
 from tests.harness.waiting import eventually
 from tests.oracle.batch import DELETE_HORIZON
 
@@ -46,12 +48,13 @@ def make_gaps(cluster: KafkaCluster, topic: str) -> None:
 def _fill(cluster: KafkaCluster, topic: str, batches: list[list[Entry]], producer: Producer | None = None) -> None:
     """Write `batches`, the last of them by `producer`, and behind them enough for the segment to be closed."""
     create_topic(cluster, topic, partitions=2, config=_CONFIG)
-    fillers = [[Entry(bytes(_FILLER_BYTES), b"key")] for _ in range(_SEGMENT_BYTES // _FILLER_BYTES + 2)]
     who = {**producer._asdict(), "base_sequence": 0} if producer else {}
     with RawClient(cluster) as client:
-        for entries in [*batches, *fillers]:
+        for entries in batches:
             header = who if entries is batches[-1] else {}
             assert client.produce(topic, make_batch(entries, **header).encode()).error == 0
+    fillers = [NewRecord(0, b"key", bytes(_FILLER_BYTES))] * (_SEGMENT_BYTES // _FILLER_BYTES + 2)
+    witness.produce(cluster.bootstrap, topic, fillers, {"batch.num.messages": 1})
 
 
 def _wait_for(cluster: KafkaCluster, topic: str, is_cleaned: Callable[[Batch], bool]) -> None:

@@ -22,6 +22,7 @@ from tests.harness.java import JavaWitness
 from tests.harness.kafka import KafkaCluster
 from tests.harness.link import RunningLink, link_config
 from tests.harness.records import NewRecord
+from tests.harness.waiting import eventually
 from tests.oracle.batch import CONTROL
 
 pytestmark = pytest.mark.broker
@@ -142,12 +143,17 @@ def scene(request: pytest.FixtureRequest, java4: JavaWitness) -> Iterator[Scene]
         yield Scene(pair, link, tag)
 
 
+def wait_for_reason(link: RunningLink, topic: str, words: str) -> None:
+    """A state is read from shared memory; the reason for it comes as a message, and may come a little later."""
+    eventually(lambda: re.search(words, link.reason(topic)), f"{topic} to say: {words}")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_lane_stops_in_front_of_it(scene: Scene, name: str) -> None:
     case, topic = CASES[name], scene.topic(name)
     scene.link.wait_for_state(LaneState.FAILED, topic)
+    wait_for_reason(scene.link, topic, rf"batch at source offset {case.offset}\b")
     assert re.search(case.reason, scene.link.reason(topic))
-    assert re.search(rf"batch at source offset {case.offset}\b", scene.link.reason(topic))
     before = stored_batches(scene.pair.source, topic)[: case.batches_before]
     assert same_batches(before, stored_batches(scene.pair.target, topic)) == case.batches_before
     copied_to = before[-1].next_offset if before else start_offset(scene.pair.source, topic)
@@ -178,7 +184,7 @@ def test_a_target_with_foreign_records_is_left_alone(scene: Scene, topic_name: s
     bootstraps = scene.pair.source.bootstrap, scene.pair.target.bootstrap
     with RunningLink(link_config(*bootstraps, topic_name)) as link:
         link.wait_for_state(LaneState.FAILED, topic_name)
-        assert "not empty" in link.reason(topic_name)
+        wait_for_reason(link, topic_name, "the target partition is not empty")
     assert len(witness.dump(scene.pair.target.bootstrap, topic_name)[0]) == 3
 
 

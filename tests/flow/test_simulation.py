@@ -249,9 +249,12 @@ class Simulation(RuleBasedStateMachine):
     @precondition(lambda self: self.ghosts)
     @rule(seed=SEEDS)
     def dead_connections_are_carried_on(self, seed: int) -> None:
-        chance = Random(seed)
+        self.carry_on(Random(seed))
+
+    def carry_on(self, chance: Random | None) -> None:
+        """Carries out the requests of dead connections: some of the oldest of each, or all."""
         for ghosts in self.ghosts:
-            for request in ghosts[: chance.randrange(3)]:
+            for request in ghosts[: chance.randrange(3) if chance else len(ghosts)]:
                 ghosts.remove(request)
                 for topic, partition, batch in request.batches:
                     error, _ = self._target_log(topic, partition).append(batch)
@@ -366,11 +369,9 @@ def test_a_request_that_outlives_its_connection_makes_no_duplicate(resent_first)
     simulation.target_connection_is_lost(survive=3)
     simulation.owner_looks_after_the_lanes()
     if not resent_first:
-        while simulation.ghosts:
-            simulation.dead_connections_are_carried_on(seed=2)
+        simulation.carry_on(chance=None)
     simulation._step()
-    while simulation.ghosts:
-        simulation.dead_connections_are_carried_on(seed=2)
+    simulation.carry_on(chance=None)
     assert any(len(lane.target_log.records) > before[lane.place] for lane in simulation.lanes.values())
     assert any(lane.target_log.recognised for lane in simulation.lanes.values())
     simulation.the_target_is_the_beginning_of_the_source()
@@ -390,8 +391,7 @@ def test_a_refused_first_batch_keeps_those_behind_it_from_an_empty_log():
     assert firsts == [0] * len(simulation.lanes)
     simulation.at_target[0].topics.clear()  # refused
     simulation.target_connection_is_lost(survive=5)
-    while simulation.ghosts:
-        simulation.dead_connections_are_carried_on(seed=2)
+    simulation.carry_on(chance=None)
     simulation.the_target_is_the_beginning_of_the_source()
     simulation.teardown()
 

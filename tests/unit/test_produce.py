@@ -26,10 +26,18 @@ NAMES = st.sampled_from(["a", "b", "orders", "x" * 249])
 
 
 def loaded(rig: Rig, *places: tuple[str, int], batches: int = 1, records: bytes = b"payload") -> list[LaneRig]:
-    """Running lanes with so many batches of two records queued each."""
+    """Running lanes with so many batches of two records queued each, and nothing acknowledged yet."""
     lanes = [rig.running(*place) for place in places]
     for lane in lanes:
         rig.fetch(lane, *(Batch(2 * i, 2, records) for i in range(batches)))
+    return lanes
+
+
+def steady(rig: Rig, *places: tuple[str, int], batches: int) -> list[LaneRig]:
+    """The same behind one batch of two records that was acknowledged, so that the next ones may be pipelined."""
+    lanes = loaded(rig, *places, batches=batches + 1)
+    rig.acknowledge(rig.gather())
+    assert [lane.checkpoint for lane in lanes] == [Checkpoint(2, 2, 2)] * len(lanes)
     return lanes
 
 
@@ -67,12 +75,12 @@ def read_by_kafka_python(sent: bytes, version: int) -> list[tuple[str, list[tupl
 
 def test_one_batch_a_partition_a_request():
     with Rig() as rig:
-        loaded(rig, ("a", 0), ("b", 1), batches=3)
+        steady(rig, ("a", 0), ("b", 1), batches=3)
         requests = [rig.gather() for _ in range(3)]
         assert all(len(request.batches) == 2 for request in requests)
         assert rig.gather() is None
         sequences = [[Batch.parse(data).base_sequence for *_, data in request.batches] for request in requests]
-        assert sequences == [[0, 0], [2, 2], [4, 4]]
+        assert sequences == [[2, 2], [4, 4], [6, 6]]
         assert rig.target.in_flight == 3
         for request in requests:
             assert rig.acknowledge(request) == []
@@ -82,12 +90,32 @@ def test_one_batch_a_partition_a_request():
 @VERSIONS
 def test_requests_may_be_pipelined_without_end(version):
     with Rig(Settings(produce_version=version)) as rig:
-        (lane,) = loaded(rig, ("a", 0), batches=300)
+        (lane,) = steady(rig, ("a", 0), batches=300)
         requests = [rig.gather() for _ in range(300)]
         assert lane.native.in_flight == 300
         for request in requests:
             assert rig.acknowledge(request) == []
-        assert lane.checkpoint == Checkpoint(600, 600, 600)
+        assert lane.checkpoint == Checkpoint(602, 602, 602)
+
+
+def test_the_first_batch_goes_alone():
+    """Where a broker knows nothing of us it takes any sequence: refusing the first, it would take the second."""
+    with Rig() as rig:
+        (lane,) = loaded(rig, ("a", 0), batches=4)
+        for place in (None, Checkpoint(2, 2, 2)):
+            if place:
+                lane.native.halt()
+                rig.start(lane, place)
+                rig.fetch(lane, *(Batch(2 + 2 * i, 2) for i in range(3)))
+            first = rig.gather()
+            assert rig.gather() is None
+            assert not rig.target.waiting
+            rig.acknowledge(first)
+            second, third = rig.gather(), rig.gather()
+            assert rig.target.in_flight == 2
+            rig.acknowledge(second)
+            rig.acknowledge(third)
+        assert lane.checkpoint == Checkpoint(8, 8, 8)
 
 
 def test_a_request_takes_no_more_bytes_than_allowed_but_always_one_batch():
@@ -109,17 +137,19 @@ def test_a_request_names_at_most_so_many_lanes_that_one_call_can_send_it():
 def test_no_lane_starves():
     size = len(Batch(0, 2).encode())
     with Rig(Settings(produce_bytes_max=2 * size)) as rig:
-        lanes = loaded(rig, *(("a", partition) for partition in range(7)), batches=4, records=b"records")
-        turns = [partition for _ in range(14) for _, partition, _ in rig.gather().batches]
+        lanes = loaded(rig, *(("a", partition) for partition in range(8)), batches=5, records=b"records")
+        for _ in range(4):
+            rig.acknowledge(rig.gather())
+        turns = [partition for _ in range(16) for _, partition, _ in rig.gather().batches]
         assert rig.gather() is None
         assert len(turns) == 4 * len(lanes)
-        for round_start in range(0, len(turns), 7):
-            assert sorted(turns[round_start : round_start + 7]) == list(range(7))
+        for round_start in range(0, len(turns), 8):
+            assert sorted(turns[round_start : round_start + 8]) == list(range(8))
 
 
 def test_a_request_that_is_still_being_sent_holds_the_next_one_back():
     with Rig() as rig:
-        loaded(rig, ("a", 0), batches=2)
+        steady(rig, ("a", 0), batches=2)
         transport = rig.target_side.transport
         assert rig.target.gather(transport, 8, 1)
         assert rig.target.gather(transport, 8, 2) == 0
@@ -279,25 +309,23 @@ def test_an_offset_that_was_not_due_halts_the_lane(answered):
 def test_answers_that_come_after_an_error_are_not_believed():
     """Everything behind a refused batch was refused too, or else nobody knows where it landed."""
     with Rig() as rig:
-        (lane,) = loaded(rig, ("a", 0), batches=3)
+        (lane,) = steady(rig, ("a", 0), batches=3)
         requests = [rig.gather() for _ in range(3)]
         (event,) = rig.settle(requests[0], Produced("a", 0, -1, 45))
         assert event.code == 45
-        assert rig.settle(requests[1], Produced("a", 0, 0)) == []
+        assert rig.settle(requests[1], Produced("a", 0, 2)) == []
         assert lane.native.in_flight == 1
         assert rig.settle(requests[2], Produced("a", 0, -1, 45)) == []
-        assert lane.checkpoint == Checkpoint(0, 0, 0)
+        assert lane.checkpoint == Checkpoint(2, 2, 2)
         assert lane.native.in_flight == 0
         assert rig.pool.used_bytes == 0
 
 
 def test_a_lost_connection_halts_every_lane_with_something_in_flight_once():
     with Rig() as rig:
-        busy, idle = loaded(rig, ("a", 0), ("b", 1), batches=3)
-        requests = [rig.gather() for _ in range(2)]
+        busy, also_busy = steady(rig, ("a", 0), ("b", 1), batches=3)
+        requests = [rig.gather() for _ in range(3)]
         rig.acknowledge(requests[0])
-        rig.settle(requests[1], Produced("a", 0, 2), Produced("b", 1, 2))
-        rig.gather()
         other = rig.running("c", 0)
         rig.target.abandon()
         events = rig.target.take_events()
@@ -305,7 +333,7 @@ def test_a_lost_connection_halts_every_lane_with_something_in_flight_once():
             ("a", "answer_lost"),
             ("b", "answer_lost"),
         ]
-        assert (busy.native.running, idle.native.running, other.native.running) == (False, False, True)
+        assert [lane.native.running for lane in (busy, also_busy, other)] == [False, False, True]
         assert busy.checkpoint == Checkpoint(4, 4, 4)
         rig.target.abandon()
         assert rig.target.take_events() == []

@@ -113,10 +113,9 @@ def test_a_buffer_lives_until_its_last_batch_is_settled():
         batches = Fetched(0, joined([Batch(0, 1), Batch(1, 1)]))
         rig.feed(rig.response((lane, batches), (other, batches)))
         assert rig.pool.used_bytes == 4096
-        first, second = rig.gather(), rig.gather()
-        rig.acknowledge(first)
+        rig.acknowledge(rig.gather())
         assert rig.pool.used_bytes == 4096
-        rig.settle(second, Produced("a", 0, 1), Produced("b", 0, 99))
+        rig.settle(rig.gather(), Produced("a", 0, 1), Produced("b", 0, 99))
         assert rig.pool.used_bytes == 0
 
 
