@@ -174,7 +174,7 @@ typedef struct {
  * last, and what the other lane then got would have a hole before it. */
 size_t lane_group_by_source(lane_entry *entries, size_t n);
 
-/* Brings entries of one topic together (a Produce request that names a topic twice loses one of the two), without
+/* Brings entries of one topic together (a broker answers a topic once, however often a Produce request names it), without
  * changing their order inside it. */
 void lane_group_by_target(lane_entry *entries, size_t n);
 

@@ -2,8 +2,8 @@
  *
  * A `target` is one target broker: the ring of lanes it leads that have something queued, and the requests that are
  * in flight to it, oldest first. A request is an iovec of small headers, which it owns, and of batches where they
- * stand in their slabs: no payload is copied. Brokers want exactly one batch a partition a request, and lose data
- * silently when a partition or a topic is named twice (kafka.server: a set keyed by name), so lanes are grouped.
+ * stand in their slabs: no payload is copied. Brokers want exactly one batch a partition a request, and silently
+ * lose all but the last when a partition is named twice; a topic is answered once, so its lanes are grouped.
  *
  * Requests may be pipelined without a limit of five: a sequence that does not follow is refused, with everything
  * behind it (see the README beside this file).

@@ -189,6 +189,9 @@ class Source:
     def __new__(cls, pool: Pool, lane_bytes_max: int) -> Source:
         """A lane with more than half of `lane_bytes_max` queued and in flight is not asked for."""
 
+    def limit(self, lane_bytes_max: int) -> None:
+        """Let a lane hold so much from now on; what one holds beyond that already, it keeps."""
+
 class FetchStream:
     """One connection's conversation with a source broker: a Fetch, its response, the next Fetch."""
 
@@ -249,6 +252,10 @@ class Target:
     @property
     def waiting(self) -> bool:
         """True when some lane has something to send."""
+
+    @property
+    def ready(self) -> bool:
+        """True when a request is worth its cost now: with some in flight, a small one waits for company or answers."""
 
     @property
     def in_flight(self) -> int:

@@ -89,7 +89,7 @@ def test_late_requests_where_the_broker_forgets_us(
         RunningLink(pair.config(topic_name, timeout_ms=1000)) as link,
         Traffic(pair.source, topic_name, (0, 1), records_per_s=20_000, age_ms=TWO_DAYS_MS) as traffic,
     ):
-        for _ in range(6):
+        for _ in range(4):
             wait_for_progress(link, topic_name)
             if fault == "black hole":
                 pair.target.proxies[0].blackhole(True)

@@ -73,9 +73,10 @@ def test_a_source_topic_that_is_deleted_while_its_copy_is_behind(pair: Pair, top
     wanted = (NewRecord(0, b"%d" % n, b"%012d" % n + b"x" * 500) for n in range(records))
     witness.produce(pair.source.bootstrap, topic_name, wanted)
     original = witness.dump(pair.source.bootstrap, topic_name)[0]
-    pair.target.proxies[0].link(bytes_per_second=1 << 20)
-    with RunningLink(pair.config(topic_name)) as link:
-        wait_for_progress(link, topic_name)
+    # What a full lane holds takes longer to leave than we look for a topic that is missing.
+    pair.target.proxies[0].link(bytes_per_second=100_000)
+    with RunningLink(pair.config(topic_name, limits={"lane_bytes_max": 1 << 20})) as link:
+        wait_for_progress(link, topic_name, records=100)
         witness.delete_topic(pair.source.bootstrap, topic_name)
         link.wait_for_state(LaneState.FAILED, topic_name)
         position = link.checkpoint(topic_name).position

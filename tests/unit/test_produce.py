@@ -147,6 +147,46 @@ def test_no_lane_starves():
             assert sorted(turns[round_start : round_start + 8]) == list(range(8))
 
 
+def test_a_small_request_waits_for_company_only_while_answers_are_due():
+    with Rig() as rig:
+        lanes = steady(rig, *(("a", partition) for partition in range(8)), batches=3)
+        requests = [rig.gather() for _ in range(3)]
+        assert not rig.target.ready
+        for lane in lanes[:3]:
+            rig.fetch(lane, Batch(8, 2))
+            assert rig.target.waiting
+            assert not rig.target.ready
+        rig.fetch(lanes[3], Batch(8, 2))
+        assert rig.target.ready, "half as many wait as are on their way"
+        requests.append(rig.gather())
+        rig.fetch(lanes[7], Batch(8, 2))
+        assert not rig.target.ready
+        for request in requests[:2]:
+            rig.acknowledge(request)
+        assert rig.target.ready, "too few are in flight to be worth waiting for"
+
+
+def test_who_waits_alone_is_not_held():
+    with Rig() as rig:
+        (lane,) = steady(rig, ("a", 0), batches=6)
+        for _ in range(6):
+            assert rig.target.ready
+            rig.gather()
+        assert lane.native.in_flight == 6
+
+
+def test_lanes_that_are_lost_no_longer_count_as_company():
+    with Rig() as rig:
+        steady(rig, *(("a", partition) for partition in range(8)), batches=1)
+        rig.gather()
+        rig.target.abandon()
+        rig.target.take_events()
+        steady(rig, ("b", 0), batches=6)
+        for _ in range(6):
+            assert rig.target.ready
+            rig.gather()
+
+
 def test_a_request_that_is_still_being_sent_holds_the_next_one_back():
     with Rig() as rig:
         steady(rig, ("a", 0), batches=2)
