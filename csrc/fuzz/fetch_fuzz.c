@@ -8,6 +8,7 @@
  * files it is given and then mutates them for as long as it is told; `tests/unit/test_sanitizers.py` does that with
  * true responses to begin with. The input that broke something is left behind in fetch_fuzz.crash, to be run again.
  */
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +23,7 @@
         if (!(truth)) fail(#truth, __LINE__); \
     } while (0)
 
-enum { LANES = 4, BUDGET = 1 << 24, INPUT_MAX = 1 << 16, CORRELATION_ID = 7, CUTS_MAX = 255 };
+enum { LANES = 4, BUDGET = 1 << 24, INPUT_MAX = 1 << 16, CORRELATION_ID = 7, CUTS_MAX = 255, SECONDS_AN_INPUT_MAX = 10 };
 
 static const struct {
     const char *topic, *topic_id;
@@ -281,16 +282,19 @@ static void mutate(input *in) {
     }
 }
 
+/* Also of an input that takes longer than any should. Whoever was interrupted may hold locks: system calls only. */
 static void keep_what_broke(int signal_number) {
-    FILE *file = fopen("fetch_fuzz.crash", "wb");
-    if (file && fwrite(now.bytes, 1, now.size, file) == now.size && fclose(file) == 0)
-        fprintf(stderr, "the input is in fetch_fuzz.crash\n");
+    static const char words[] = "the input is in fetch_fuzz.crash\n";
+    int file = open("fetch_fuzz.crash", O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    if (write(file, now.bytes, now.size) == (ssize_t)now.size && write(STDERR_FILENO, words, sizeof words - 1) > 0)
+        close(file);
     signal(signal_number, SIG_DFL);
     raise(signal_number);
 }
 
 static void run(const input *in) {
     now = *in;
+    alarm(SECONDS_AN_INPUT_MAX);
     LLVMFuzzerTestOneInput(now.bytes, now.size);
 }
 
@@ -316,6 +320,7 @@ int main(int argc, char **argv) {
     seeds = calloc(seed_count, sizeof *seeds);
     if (!seeds) return 2;
     signal(SIGABRT, keep_what_broke);
+    signal(SIGALRM, keep_what_broke);
     LLVMFuzzerInitialize(&argc, &argv);
     for (size_t i = 0; i < seed_count; i++) {
         read_seed(argv[i + 3], &seeds[i]);
@@ -328,6 +333,7 @@ int main(int argc, char **argv) {
         mutate(&mutant);
         run(&mutant);
     }
+    alarm(0);
     printf("%lu mutants of %zu seeds\n", runs, seed_count);
     free(seeds);
     return 0;

@@ -71,12 +71,12 @@ def test_a_source_topic_that_is_deleted_while_its_copy_is_behind(pair: Pair, top
     pair.create(topic_name)
     records = 20_000
     wanted = (NewRecord(0, b"%d" % n, b"%012d" % n + b"x" * 500) for n in range(records))
-    witness.produce(pair.source.bootstrap, topic_name, wanted)
+    witness.produce(pair.source.bootstrap, topic_name, wanted, {"batch.size": 16_384})
     original = witness.dump(pair.source.bootstrap, topic_name)[0]
     # What a full lane holds takes longer to leave than we look for a topic that is missing.
-    pair.target.proxies[0].link(bytes_per_second=100_000)
-    with RunningLink(pair.config(topic_name, limits={"lane_bytes_max": 1 << 20})) as link:
-        wait_for_progress(link, topic_name, records=100)
+    pair.target.proxies[0].link(bytes_per_second=50_000)
+    with RunningLink(pair.config(topic_name, limits={"lane_bytes_max": 512 << 10})) as link:
+        wait_for_progress(link, topic_name, records=10)
         witness.delete_topic(pair.source.bootstrap, topic_name)
         link.wait_for_state(LaneState.FAILED, topic_name)
         position = link.checkpoint(topic_name).position
