@@ -52,12 +52,8 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--name", help="Of the result files, behind the date; default: the command's."),
         click.option("--out", type=folder, default=FOLDER, help="Folder of the result files."),
         click.option("--target", metavar="HOST:PORT", help="Your own target cluster; needs --source."),
-        click.option(
-            "--source", metavar="HOST:PORT", help="Your own source cluster; default: two brokers made here."
-        ),
-        click.option(
-            "--runs", type=click.IntRange(1, 100), default=3, show_default=True, help="Counted runs a peer."
-        ),
+        click.option("--source", metavar="HOST:PORT", help="Your own source cluster; default: two brokers made here."),
+        click.option("--runs", type=click.IntRange(1, 100), default=3, show_default=True, help="Counted runs a peer."),
     ):
         command = option(command)
     return command
@@ -97,16 +93,10 @@ def main() -> None:
 @main.command()
 @click.option("--peers", default=_COMPARED, callback=_chosen(PEERS), show_default=True)
 @click.option("--sets", default=",".join(DATA_SETS), callback=_chosen(DATA_SETS), show_default=True)
-@click.option(
-    "--scale", type=click.FloatRange(0.001, 100), default=1.0, help="1: 1 GB of 1 KB, 0.4 GB of 100 B."
-)
-@click.option(
-    "--timeout", "timeout_s", type=float, default=300.0, show_default=True, help="Seconds a run may take."
-)
+@click.option("--scale", type=click.FloatRange(0.001, 100), default=1.0, help="1: 1 GB of 1 KB, 0.4 GB of 100 B.")
+@click.option("--timeout", "timeout_s", type=float, default=300.0, show_default=True, help="Seconds a run may take.")
 @_common
-def compare(
-    peers: list[Peer], sets: list[DataSet], scale: float, timeout_s: float, runs: int, **where: Any
-) -> None:
+def compare(peers: list[Peer], sets: list[DataSet], scale: float, timeout_s: float, runs: int, **where: Any) -> None:
     """Copy data sets from cluster to cluster: throughput, and what it costs everybody."""
     files = ResultFiles(where["out"], where["name"] or "compare", machine.facts())
     plan, seen = throughput.Plan(peers, sets, runs, scale, timeout_s), throughput.Seen()
@@ -124,12 +114,8 @@ def compare(
 
 @main.command()
 @click.option("--peers", default=_TIMED, callback=_chosen(PEERS), show_default=True)
-@click.option(
-    "--rate", type=click.FloatRange(1, 20_000), default=1000.0, show_default=True, help="Records a second."
-)
-@click.option(
-    "--seconds", type=click.FloatRange(1, 3600), default=20.0, show_default=True, help="Of a counted run."
-)
+@click.option("--rate", type=click.FloatRange(1, 20_000), default=1000.0, show_default=True, help="Records a second.")
+@click.option("--seconds", type=click.FloatRange(1, 3600), default=20.0, show_default=True, help="Of a counted run.")
 @_common
 def latency(peers: list[Peer], rate: float, seconds: float, runs: int, **where: Any) -> None:
     """Time records from their making until they can be read on the target."""

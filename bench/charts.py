@@ -51,9 +51,7 @@ def compare_chart(path: Path, rows: Sequence[compare.Row], caption: str) -> None
             _plain_numbers(axes.yaxis)
         axes.margins(y=0.15)
     panels[-1].set_xticks(range(len(sets)), sets)
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(peers), frameon=False
-    )
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(peers), frameon=False)
     _save(figure, path, caption)
 
 

@@ -91,9 +91,7 @@ def _turn(plan: Plan, stage: Stage, seen: Seen, turn: tuple[int, Peer, Filled], 
         tell(f"{peer.name} is left out: {unavailable}")
         return
     except (KafkaException, OSError, RuntimeError) as broken:
-        figures = Figures(
-            peer.name, filled.dataset.name, number, filled.records, filled.record_bytes, 0, str(broken)
-        )
+        figures = Figures(peer.name, filled.dataset.name, number, filled.records, filled.record_bytes, 0, str(broken))
     figures.round = number
     seen.runs.append(figures)
     tell(_line(figures))
@@ -112,9 +110,7 @@ def rows(plan: Plan, seen: Seen) -> list[Row]:
     made = []
     for dataset in plan.sets:
         for peer in plan.peers:
-            runs = [
-                run for run in seen.runs if (run.dataset, run.peer) == (dataset.name, peer.name) and run.round
-            ]
+            runs = [run for run in seen.runs if (run.dataset, run.peer) == (dataset.name, peer.name) and run.round]
             if runs:
                 made.append(_row(dataset.name, peer.name, runs, startup_cpu_s(seen, peer.name)))
     return made

@@ -27,18 +27,14 @@ class DataSet:
 
     def count(self, scale: float) -> int:
         """How many records it has; a multiple of the partitions, and 0 at scale 0."""
-        return (
-            round(_BYTES_AT_SCALE_1[self.record_bytes] * scale / self.record_bytes / PARTITIONS) * PARTITIONS
-        )
+        return round(_BYTES_AT_SCALE_1[self.record_bytes] * scale / self.record_bytes / PARTITIONS) * PARTITIONS
 
 
 DATA_SETS = {
     made.name: made
     for made in (
         DataSet(f"{label}-{codec}-{kib}k", size, codec, kib << 10)
-        for (label, size), codec, kib in itertools.product(
-            (("1k", 1024), ("100b", 100)), ("none", "lz4"), (16, 256)
-        )
+        for (label, size), codec, kib in itertools.product((("1k", 1024), ("100b", 100)), ("none", "lz4"), (16, 256))
     )
 }
 # A topic without records: what a peer costs before it has copied anything.

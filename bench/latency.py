@@ -161,9 +161,7 @@ def _complaint(target: Mapping[str, float]) -> str | None:
 
 def rows(plan: Plan, seen: Seen) -> list[Row]:
     """A row for each peer that was measured at least once, in the plan's order."""
-    counted = {
-        peer.name: [run for run in seen.runs if run.peer == peer.name and run.round] for peer in plan.peers
-    }
+    counted = {peer.name: [run for run in seen.runs if run.peer == peer.name and run.round] for peer in plan.peers}
     return [_row(peer, runs) for peer, runs in counted.items() if runs]
 
 

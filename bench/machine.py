@@ -36,9 +36,7 @@ def _answer(*command: str) -> str | None:
     """What a program prints, or None when it cannot be asked."""
     here = Path(__file__).parent
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, cwd=here, check=True
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, cwd=here, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return (done.stdout or done.stderr).strip()

@@ -73,9 +73,7 @@ def wait_until_idle() -> float:
 class _Watch:
     """Looks at the target until everything has arrived, and at the peer's memory on the way."""
 
-    def __init__(
-        self, targets: Topics, job: Job, goal: list[int], timeout_s: float, figures: Figures
-    ) -> None:
+    def __init__(self, targets: Topics, job: Job, goal: list[int], timeout_s: float, figures: Figures) -> None:
         self.job = job
         self.figures = figures
         self.started = time.monotonic()
@@ -109,17 +107,13 @@ class _Watch:
     def _arrived(self, now: float, first: tuple[float, int] | None) -> None:
         self.figures.wall_s = now - self.started
         at, count = first or (now, 0)
-        carried, seconds = (
-            (sum(self._goal) - count, now - at) if now > at else (sum(self._goal), self.figures.wall_s)
-        )
+        carried, seconds = (sum(self._goal) - count, now - at) if now > at else (sum(self._goal), self.figures.wall_s)
         self.figures.records_a_second = carried / seconds if carried else 0.0
 
     def _too_late(self, now: float, ends: list[int]) -> str | None:
         if now < self.deadline:
             return None
-        return (
-            f"not finished after {now - self.started:.0f} s: {sum(ends)} of {sum(self._goal)} records arrived"
-        )
+        return f"not finished after {now - self.started:.0f} s: {sum(ends)} of {sum(self._goal)} records arrived"
 
     def _sample(self, run: Run, now: float) -> None:
         if now - self._sampled > _SAMPLE_S:

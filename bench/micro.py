@@ -1,4 +1,4 @@
-"""Questions about the native core alone; `core_loop.c` is the program that answers them, built here with the C compiler.
+"""Questions about the native core alone, answered by `core_loop.c`, which is built here with the C compiler.
 
 Bars: re-addressing a batch of up to 1 MB under 150 ns; 1.5 million batches of 16 KB a second through feed, inspect,
 re-address, gather and settle, on one core; CRC-32C of a hot 64 KB at 15 GB/s.

@@ -33,9 +33,7 @@ class ResultFiles:
         path.write_text(json.dumps(result, indent=1) + "\n")
         return path
 
-    def draw(
-        self, chart: Callable[[Path, Sequence[Any], str], None], rows: Sequence[Any], about: str
-    ) -> Path:
+    def draw(self, chart: Callable[[Path, Sequence[Any], str], None], rows: Sequence[Any], about: str) -> Path:
         """Draw the rows, with the machine and the commit below."""
         path = self._path(".png")
         commit = (self.machine["commit"] or "no commit")[:10]

@@ -14,7 +14,6 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from replicator._core import crc32c
-
 from replicator.kafka.codec import Request, decode_request, encode_response
 from replicator.kafka.messages import (
     API_VERSIONS,
@@ -108,9 +107,7 @@ class _Broker(asyncio.BufferedProtocol):
         for asked in topic["partitions"]:
             base = asked["fetch_offset"]
             room = min(asked["partition_max_bytes"], self.script.fetch_bytes_max - len(records))
-            count = min(
-                max(room // self.script.batch_bytes, 0), (self.script.end_offset - base) // RECORDS_A_BATCH
-            )
+            count = min(max(room // self.script.batch_bytes, 0), (self.script.end_offset - base) // RECORDS_A_BATCH)
             row = {
                 "partition_index": asked["partition"],
                 "error_code": 0,
@@ -151,17 +148,14 @@ class _Broker(asyncio.BufferedProtocol):
 
 def _versions(broker: _Broker, request: Request) -> dict[str, Any]:
     rows = [
-        {"api_key": api.key, "min_version": api.versions[0], "max_version": api.versions[-1]}
-        for api in APIS.values()
+        {"api_key": api.key, "min_version": api.versions[0], "max_version": api.versions[-1]} for api in APIS.values()
     ]
     return {"error_code": 0, "api_keys": rows}
 
 
 def _metadata(broker: _Broker, request: Request) -> dict[str, Any]:
     led = {"error_code": 0, "leader_id": 1, "leader_epoch": 0, "replica_nodes": [1], "isr_nodes": [1]}
-    partitions = [
-        led | {"partition_index": index, "offline_replicas": []} for index in range(broker.script.partitions)
-    ]
+    partitions = [led | {"partition_index": index, "offline_replicas": []} for index in range(broker.script.partitions)]
     topic = {"error_code": 0, "name": TOPIC, "topic_id": TOPIC_ID, "partitions": partitions}
     return {"brokers": [{"node_id": 1, "host": "127.0.0.1", "port": broker.port}], "topics": [topic]}
 
@@ -171,9 +165,7 @@ def _offsets(broker: _Broker, request: Request) -> dict[str, Any]:
     for asked in request.body["topics"][0]["partitions"]:
         index = asked["partition_index"]
         end = broker.ends[index] if broker.ends else broker.script.end_offset
-        rows.append(
-            {"partition_index": index, "error_code": 0, "offset": end if asked["timestamp"] == -1 else 0}
-        )
+        rows.append({"partition_index": index, "error_code": 0, "offset": end if asked["timestamp"] == -1 else 0})
     return {"topics": [{"name": TOPIC, "partitions": rows}]}
 
 

@@ -122,4 +122,3 @@ def run(runs: int, gigabytes: float, tell: Callable[[str], None]) -> list[dict[s
         )
         tell(json.dumps(rows[-1]))
     return rows
-

@@ -46,9 +46,7 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 
 
 def _chosen(prefix: str, settings: tuple[str, ...]) -> dict[str, Any]:
-    pairs = (
-        setting.removeprefix(prefix).partition("=") for setting in settings if setting.startswith(prefix)
-    )
+    pairs = (setting.removeprefix(prefix).partition("=") for setting in settings if setting.startswith(prefix))
     # The one property that the wrapper takes for its own wants to be a bool.
     return {name: value == "true" if value in ("true", "false") else value for name, _, value in pairs}
 

@@ -139,9 +139,7 @@ class ConnectWorker:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.close()
                 words = self._log.read_text(errors="replace").splitlines()[-20:]
-                raise RuntimeError(
-                    "the Connect worker did not come up; its log ends with:\n" + "\n".join(words)
-                )
+                raise RuntimeError("the Connect worker did not come up; its log ends with:\n" + "\n".join(words))
             time.sleep(_PAUSE_S)
 
     def _ready(self) -> bool:

@@ -76,9 +76,7 @@ def java() -> str:
     version = re.search(r'version "(\d+)', answer.stderr)
     # macOS ships a java that only says where to get one.
     if answer.returncode or not version:
-        raise KafkaUnavailable(
-            f"needs Java {_JAVA_MIN} and Maven: {found} does not run ({answer.stderr.strip()})"
-        )
+        raise KafkaUnavailable(f"needs Java {_JAVA_MIN} and Maven: {found} does not run ({answer.stderr.strip()})")
     if int(version[1]) < _JAVA_MIN:
         raise KafkaUnavailable(f"needs Java {_JAVA_MIN} and Maven: {found} is Java {version[1]}")
     return found
@@ -97,9 +95,7 @@ def _resolve(version: str, scratch: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, timeout=_RESOLVE_TIMEOUT_S, check=False)
     if done.returncode:
         reason = "\n".join((done.stdout + done.stderr).strip().splitlines()[-8:])
-        raise KafkaUnavailable(
-            f"needs Java {_JAVA_MIN} and Maven: Maven could not resolve Kafka {version}:\n{reason}"
-        )
+        raise KafkaUnavailable(f"needs Java {_JAVA_MIN} and Maven: Maven could not resolve Kafka {version}:\n{reason}")
     return scratch / "jars"
 
 

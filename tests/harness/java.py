@@ -131,9 +131,7 @@ class JavaWitness:
             read[partition].append(Record(offset, *when, _decoded(key), _decoded(value), named))
         return read
 
-    def fill(
-        self, bootstrap: str, topic: str, bulk: Fill, config: Mapping[str, str] | None = None
-    ) -> dict[str, float]:
+    def fill(self, bootstrap: str, topic: str, bulk: Fill, config: Mapping[str, str] | None = None) -> dict[str, float]:
         """Write bulk data and return {"count", "value_bytes", "seconds"}. Raises JavaWitnessError."""
         command = {"bootstrap": bootstrap, "topic": topic, "config": config, **asdict(bulk)}
         summary: dict[str, float] = self._ask("fill", command, [])
@@ -186,9 +184,7 @@ def _compiled(version: str) -> Path:
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if "jdk.compiler not found" in done.stdout + done.stderr:
-            raise KafkaUnavailable(
-                f"needs a Java development kit: {java()} is a runtime without its compiler"
-            )
+            raise KafkaUnavailable(f"needs a Java development kit: {java()} is a runtime without its compiler")
         if done.returncode:
             raise JavaWitnessError(f"{_SOURCE.name} does not compile against Kafka {version}:\n{done.stderr}")
         try:

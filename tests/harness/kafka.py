@@ -114,9 +114,7 @@ class KafkaCluster:
         self._proxied = proxied
         self._cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         self._controller_port = free_port()
-        self._nodes = {
-            node: _Node(node, free_port(), self.folder / f"node-{node}") for node in range(1, nodes + 1)
-        }
+        self._nodes = {node: _Node(node, free_port(), self.folder / f"node-{node}") for node in range(1, nodes + 1)}
 
     def __enter__(self) -> Self:
         try:
@@ -219,14 +217,13 @@ class KafkaCluster:
             self.proxies.append(FaultProxy(node.proxied_port))
         settings = "".join(f"{name}={value}\n" for name, value in self._server_properties(node).items())
         node.config.write_text(settings)
-        arguments = ["format", "-t", self._cluster_id, "-c", str(node.config)]
+        # With "=", because one id in 64 begins with a dash and would be taken for an option.
+        arguments = ["format", f"--cluster-id={self._cluster_id}", "-c", str(node.config)]
         # Compiling well would take longer than the tool runs.
         command = self._java("-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", *arguments)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(
-                f"Kafka {self.version} refuses to format node {node.id}:\n{done.stdout}{done.stderr}"
-            )
+            raise RuntimeError(f"Kafka {self.version} refuses to format node {node.id}:\n{done.stdout}{done.stderr}")
 
     def _server_properties(self, node: _Node) -> dict[str, str]:
         address = f"PLAINTEXT://{LOOPBACK}:{node.port}"
@@ -254,9 +251,7 @@ class KafkaCluster:
     def _launch(self, node: _Node) -> None:
         command = self._java("kafka.Kafka", str(node.config))
         with node.log.open("ab") as log:
-            node.process = tether.spawn(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=node.folder
-            )
+            node.process = tether.spawn(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=node.folder)
 
     def _java(self, *arguments: str) -> list[str]:
         # The serial collector starts fastest and keeps the smallest heap of them all.

@@ -24,6 +24,4 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
-    raise OSError(
-        f"no free port among {_TRIES_MAX} candidates between {_CANDIDATES.start} and {_CANDIDATES.stop}"
-    )
+    raise OSError(f"no free port among {_TRIES_MAX} candidates between {_CANDIDATES.start} and {_CANDIDATES.stop}")

@@ -51,10 +51,7 @@ def create_topic(
 
     def is_led() -> bool:
         found = admin.list_topics(timeout=_ANSWER_TIMEOUT_S).topics.get(name)
-        return (
-            found is not None
-            and [part.leader >= 0 for part in found.partitions.values()] == [True] * partitions
-        )
+        return found is not None and [part.leader >= 0 for part in found.partitions.values()] == [True] * partitions
 
     eventually(is_led, f"leaders of all partitions of {name}")
 
@@ -113,12 +110,8 @@ def dump(bootstrap: str, topic: str, isolation: str = "read_uncommitted") -> Dum
         metadata = consumer.list_topics(topic, timeout=_ANSWER_TIMEOUT_S).topics[topic]
         if metadata.error:
             raise KafkaException(metadata.error)
-        partitions = [
-            TopicPartition(topic, number, OFFSET_BEGINNING) for number in sorted(metadata.partitions)
-        ]
-        ends = {
-            part.partition: consumer.get_watermark_offsets(part, _ANSWER_TIMEOUT_S)[1] for part in partitions
-        }
+        partitions = [TopicPartition(topic, number, OFFSET_BEGINNING) for number in sorted(metadata.partitions)]
+        ends = {part.partition: consumer.get_watermark_offsets(part, _ANSWER_TIMEOUT_S)[1] for part in partitions}
         consumer.assign(partitions)
         return _read_to(consumer, ends)
 

@@ -54,11 +54,7 @@ WITNESSES = {
 
 MESSAGES = pytest.mark.parametrize(
     ("api", "version"),
-    [
-        pytest.param(api, version, id=f"{api.name}-{version}")
-        for api in APIS.values()
-        for version in api.versions
-    ],
+    [pytest.param(api, version, id=f"{api.name}-{version}") for api in APIS.values() for version in api.versions],
 )
 
 # Many messages, so few examples of each; and no deadline, because the machine may be busy with brokers.

@@ -176,16 +176,12 @@ def test_sizes_of_any_text(text: str) -> None:
 
 
 hosts: SearchStrategy[str] = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,20}[a-z0-9])?", fullmatch=True)
-addresses = st.tuples(
-    hosts | st.ip_addresses(v=4).map(str) | st.ip_addresses(v=6).map(str), st.integers(1, 65535)
-)
+addresses = st.tuples(hosts | st.ip_addresses(v=4).map(str) | st.ip_addresses(v=6).map(str), st.integers(1, 65535))
 
 
 @given(st.lists(addresses, min_size=1, max_size=5))
 def test_bootstrap(given_addresses: list[tuple[str, int]]) -> None:
-    text = " ,".join(
-        f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in given_addresses
-    )
+    text = " ,".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in given_addresses)
     assert parse_bootstrap(text) == tuple(given_addresses)
 
 

@@ -61,7 +61,8 @@ def test_brokers_and_leaders() -> None:
         assert len(addresses) == 3
         partitions = metadata.topics["orders"].partitions.values()
         assert sorted(partition.id for partition in partitions) == list(range(6))
-        assert {partition.leader for partition in partitions} == set(metadata.brokers)
+        # librdkafka draws the leaders, so six partitions need not use all three brokers.
+        assert {partition.leader for partition in partitions} <= set(metadata.brokers)
         assert {len(partition.replicas) for partition in partitions} == {2}
 
 
