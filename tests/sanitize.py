@@ -5,7 +5,6 @@ extension in use nor its objects are touched. Needs gcc on Linux.
 """
 
 import argparse
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -67,9 +66,7 @@ def copy(names: list[str], folder: Path) -> None:
 def build(folder: Path) -> Path:
     """Builds the package with sanitizers; the folder to run in, which has it and the tests."""
     copy(BUILT_FROM, folder / "source")
-    has_tools = all(importlib.util.find_spec(tool) for tool in ("Cython", "setuptools"))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder / "built")]
-    pip += ["--no-build-isolation"] if has_tools else []
     run([*pip, str(folder / "source")], folder, 600, REPLICATOR_SANITIZE="1")
     copy([*TESTED_WITH, *TESTS], folder / "built")
     return folder / "built"
