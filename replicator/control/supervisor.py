@@ -27,7 +27,6 @@ from replicator.kafka.messages import INIT_PRODUCER_ID
 log = logging.getLogger("replicator")
 
 SHARDS = 64
-TOPIC_NAME_MAX = 249
 CONTROL_POOL_BYTES = 16 << 20
 PRODUCER_ID_TRIES = 100
 REACH_TRIES = 3

@@ -6,6 +6,7 @@ and the shared counter rows as its only inheritance. When the supervisor goes, t
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -93,8 +94,12 @@ class WorkerProcess:
     async def _run_once(self) -> int:
         ours, theirs = socket.socketpair()
         fds = (theirs.fileno(), self._rows_fd)
-        command = [sys.executable, "-m", "replicator.data.worker", *map(str, fds)]
-        self.process = await asyncio.create_subprocess_exec(*command, pass_fds=fds)
+        command = [sys.executable, "-P", "-m", "replicator.data.worker", *map(str, fds)]
+        # A worker looks for modules where we do, and not first in whatever folder we were started from.
+        path = os.pathsep.join(filter(None, sys.path))
+        self.process = await asyncio.create_subprocess_exec(
+            *command, pass_fds=fds, env={**os.environ, "PYTHONPATH": path}
+        )
         theirs.close()
         reader, self._orders = await asyncio.open_connection(sock=ours)
         self._send(self._setup)

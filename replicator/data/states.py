@@ -32,10 +32,6 @@ class LaneState(IntEnum):
     TARGET_LOST = 10  # the target no longer holds what it had acknowledged
 
     @property
-    def moves(self) -> bool:
-        return self in (LaneState.COPYING, LaneState.TAILING)
-
-    @property
     def is_final(self) -> bool:
         """True if the lane does nothing more on its own."""
         return self >= LaneState.DONE

@@ -52,3 +52,15 @@ def test_ctrl_c_ends_it_quickly_and_quietly() -> None:
     assert out == ""
     assert err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in err
+
+
+def test_it_runs_the_replicator_it_belongs_to_wherever_it_is_started(tmp_path: Path) -> None:
+    """As in a clone after `pip install .`: the folder has a package of our name, and it is not the one installed."""
+    (tmp_path / "replicator").mkdir()
+    (tmp_path / "replicator" / "__init__.py").write_text("raise ImportError('not this one')")
+    command = [sys.executable, "-P", "-m", "replicator", "demo", "--seconds", "2", "--records", "10000"]
+    environment = {**os.environ, "PYTHONPATH": str(HOME)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+    assert "died" not in done.stderr
+    assert number(r" records from eu", done.stdout) == 10_000
