@@ -96,7 +96,7 @@ class WorkerProcess:
         fds = (theirs.fileno(), self._rows_fd)
         command = [sys.executable, "-P", "-m", "replicator.data.worker", *map(str, fds)]
         # A worker looks for modules where we do, and not first in whatever folder we were started from.
-        path = os.pathsep.join(filter(None, sys.path))
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         self.process = await asyncio.create_subprocess_exec(
             *command, pass_fds=fds, env={**os.environ, "PYTHONPATH": path}
         )
