@@ -31,6 +31,7 @@ END = r"$(?!\n)"  # Python's $ also matches in front of a last newline
 NAME = r"^(?!\.{1,2}$)[A-Za-z0-9._-]+" + END  # what Kafka allows as a topic name
 NAME_PART = r"^[A-Za-z0-9._-]+" + END
 TEMPLATE = r"^[A-Za-z0-9._-]*\{topic\}[A-Za-z0-9._-]*" + END
+GROUP_TEMPLATE = r"^[^{}]*\{group\}[^{}]*" + END
 SIZE = r"^[0-9]+ ?(KiB|MiB|GiB)?" + END
 
 
@@ -112,6 +113,86 @@ class Topics(Struct, frozen=True, forbid_unknown_fields=True):
         return _any_matches(self.include, topic) and not _any_matches(self.exclude, topic)
 
 
+class Policy(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is done when something has happened to a log that no retry mends. Of a lane's policies the first that
+    names its topic counts; what a policy leaves out, and topics that none names, get the defaults."""
+
+    topics: Annotated[
+        Patterns, Meta(min_length=1, description="Names or regular expressions of source topics, whole names.")
+    ] = (".*",)
+    source_gap: Annotated[
+        Literal["continue", "stop"],
+        Meta(
+            description="The source deleted records before they were copied: go on behind the hole, which the offset"
+            " map keeps, or stop the lane."
+        ),
+    ] = "continue"
+    source_truncated: Annotated[
+        Literal["stop", "continue"],
+        Meta(description="The source's log was cut back behind our position: stop, or append its new branch."),
+    ] = "stop"
+    foreign_writes: Annotated[
+        Literal["fence", "tolerate"],
+        Meta(
+            description="Somebody else wrote to the target partition: stop the lane, or note the gap in the offset map."
+        ),
+    ] = "fence"
+    target_lost: Annotated[
+        Literal["refill", "stop"],
+        Meta(description="The target lost what it had acknowledged: copy it once more, or stop the lane."),
+    ] = "refill"
+
+    def applies_to(self, topic: str) -> bool:
+        return _any_matches(self.topics, topic)
+
+
+class Groups(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which consumer groups' offsets are kept up on the target, and how."""
+
+    include: Annotated[
+        Patterns, Meta(description="Names or regular expressions of groups, whole names. Empty: none.")
+    ] = (".*",)
+    exclude: Annotated[Patterns, Meta(description="The same, to leave groups out. Replaces the default.")] = (
+        "console-consumer-.*",
+        "connect-.*",
+        "__.*",
+        r"replicator\..*",
+    )
+    rename: Annotated[
+        str,
+        Meta(
+            pattern=GROUP_TEMPLATE,
+            max_length=100,
+            description="A group's name on the target; {group} stands for the one on the source.",
+        ),
+    ] = "{group}"
+    sync_interval_ms: Annotated[
+        int, _number(0, 86_400_000, "How often offsets are translated and committed; 0: never.")
+    ] = 5_000
+
+    def selects(self, group: str) -> bool:
+        return _any_matches(self.include, group) and not _any_matches(self.exclude, group)
+
+    def target_group(self, group: str) -> str:
+        return self.rename.replace("{group}", group)
+
+
+class Mm2Topics(Struct, frozen=True, forbid_unknown_fields=True):
+    """The internal topics of MirrorMaker 2, kept up for tools that read them: RemoteClusterUtils and its like."""
+
+    checkpoints: Annotated[bool, Meta(description="Write <source>.checkpoints.internal on the target.")] = False
+    heartbeats: Annotated[bool, Meta(description="Write heartbeats on the target.")] = False
+    offset_syncs: Annotated[
+        Literal["off", "source", "target"],
+        Meta(
+            description="Write mm2-offset-syncs.<other>.internal, and where. `source` is the only thing that ever"
+            " writes to a source cluster."
+        ),
+    ] = "off"
+    separator: Annotated[str, Meta(min_length=1, max_length=10, description="Of replication.policy.separator.")] = "."
+    interval_ms: Annotated[int, _number(100, 86_400_000, "How often checkpoints and syncs are written.")] = 5_000
+
+
 class Link(Struct, frozen=True, forbid_unknown_fields=True):
     """One direction of replication: topics of a source cluster, copied to a target cluster."""
 
@@ -144,6 +225,21 @@ class Link(Struct, frozen=True, forbid_unknown_fields=True):
     refresh_topics_ms: Annotated[
         int, _number(100, 86_400_000, "How often to look for new topics and partitions, in milliseconds.")
     ] = 30_000
+    shards: Annotated[
+        int,
+        _number(1, 1024, "Units of ownership that workers share out, fixed once the link has run."),
+    ] = 64
+    checkpoint_interval_ms: Annotated[
+        int, _number(50, 60_000, "How often the lanes' positions are written to the target, in milliseconds.")
+    ] = 1_000
+    session_timeout_ms: Annotated[
+        int, _number(1_000, 1_800_000, "After how long without a sign of life a worker's shards go to others.")
+    ] = 10_000
+    policies: Annotated[
+        tuple[Policy, ...], Meta(max_length=1000, description="What is done about damage, by topic.")
+    ] = ()
+    groups: Annotated[Groups, Meta(description="Consumer groups whose offsets go along.")] = Groups()
+    mm2_topics: Annotated[Mm2Topics, Meta(description="Internal topics as MirrorMaker 2 writes them.")] = Mm2Topics()
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -152,6 +248,10 @@ class Link(Struct, frozen=True, forbid_unknown_fields=True):
     def selects(self, topic: str) -> bool:
         """True if this topic of the source is to be replicated."""
         return self.topics.selects(topic)
+
+    def policy(self, topic: str) -> Policy:
+        """What holds for this topic of the source."""
+        return next((policy for policy in self.policies if policy.applies_to(topic)), Policy())
 
     def target_topic(self, topic: str) -> str:
         """The name on the target of a topic of the source. May be too long for Kafka (more than 249)."""
