@@ -4,7 +4,8 @@
  *     fetch_compose   -> request bytes
  *     fetch_feed      <- response bytes   lane_accept: inspect, re-address, queue
  *                                                                       target_gather -> iovec of batches
- *                                         lane_settle: position moves   target_settle <- response bytes
+ *     GAP_AHEAD       -> event            lane_ahead, lane_permit
+ *                                         lane_settle: position, map    target_settle <- response bytes
  *     ... the lane has room again and is back in its source's ring
  *
  * The core does no I/O, keeps no clock, starts no thread, knows no Python. It never calls back: what its owner must
@@ -23,6 +24,7 @@
 #include "fetch.h"
 #include "lane.h"
 #include "produce.h"
+#include "segments.h"
 #include "slab.h"
 
 #endif

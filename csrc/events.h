@@ -15,6 +15,7 @@ typedef enum {
     PRODUCE_ERROR, /* code: Kafka's; text: the broker's words, if any. The lane is halted */
     OFFSET_DRIFT,  /* first: the target offset that was due, second: the one in the answer. The lane is halted */
     ANSWER_LOST,   /* the connection went with this lane's batches unanswered. The lane is halted */
+    GAP_AHEAD,     /* first: source offset of a batch behind a gap. It and what follows wait for lane_permit */
 } event_kind;
 
 enum { EVENT_TEXT_MAX = 200 };

@@ -331,6 +331,11 @@ static void refuse(fetch_stream *f, verdict v, int64_t offset, event_list *event
     e->first = offset;
 }
 
+static void announce(lane *l, event_list *events) {
+    int64_t source_offset;
+    if (lane_announces(l, &source_offset)) event_add(events, l, GAP_AHEAD)->first = source_offset;
+}
+
 /* Gives every batch that has arrived to the lane. False: the next one has not arrived yet. */
 static bool read_records(fetch_stream *f, slab *frame, size_t have, event_list *events) {
     size_t end = f->records_end < have ? f->records_end : have;
@@ -343,6 +348,7 @@ static bool read_records(fetch_stream *f, slab *frame, size_t have, event_list *
         verdict v = state == BATCH_WHOLE ? lane_accept(f->answered->lane, frame->data + f->at, &b, frame)
                                          : REFUSE_MALFORMED;
         if (v > SKIP_EMPTY) refuse(f, v, b.base_offset, events);
+        announce(f->answered->lane, events);
         f->at += state == BATCH_WHOLE ? b.size : 0;
     }
     f->at = f->records_end;

@@ -63,7 +63,7 @@ void target_set(lane *l, target *t) {
 }
 
 void target_offer(lane *l) {
-    if (l->running && l->target && lane_queued(l) && (l->steady || !lane_in_flight(l))) ring_join(&l->target->sendable, &l->sendable);
+    if (l->target && lane_may_send(l)) ring_join(&l->target->sendable, &l->sendable);
 }
 
 bool target_waiting(const target *t) { return !ring_empty(&t->sendable); }

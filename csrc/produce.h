@@ -28,9 +28,7 @@ void target_unref(target *t);
 /* The lane's batches go to this target from now on (NULL: to none). Only with nothing in flight. */
 void target_set(lane *l, target *t);
 
-/* Puts the lane into its target's ring if it is running and has something queued. The first batch after lane_resume
- * goes alone: a broker without state of our producer (a partition we never wrote to, or wrote to long ago) takes any
- * sequence to begin with, and if it refused that batch and took one sent behind it, its log would have a hole. */
+/* Puts the lane into its target's ring if it has something that may go (lane_may_send). */
 void target_offer(lane *l);
 
 typedef struct {

@@ -49,14 +49,29 @@ cdef extern from "core.h" nogil:
     void slab_unref(slab *s)
     size_t slab_pool_used(const slab_pool *pool)
 
+    # segments.h
+    enum: C_SEGMENTS_MAX "SEGMENTS_MAX"
+    ctypedef struct segment:
+        int64_t source, target, length
+    ctypedef struct segments:
+        segment *items
+        uint32_t count
+    bint segments_add(segments *s, int64_t source, int64_t target, int64_t length)
+    void segments_free(segments *s)
+
     # lane.h
     ctypedef struct checkpoint:
-        int64_t position, target_next, sequence
+        int64_t position, target_next, sequence, leader_epoch
     ctypedef struct lane_counters:
         pass
+    ctypedef struct lane_batch:
+        int64_t source_offset
+        int32_t sequence
     ctypedef struct lane:
         bint running, blocked, fetching
         int64_t skip_records
+        uint32_t head, send
+        segments segments
         void *owner
     ctypedef struct lane_spec:
         const char *source_topic
@@ -65,15 +80,20 @@ cdef extern from "core.h" nogil:
         int32_t source_partition, target_partition
         int64_t producer_id
         int16_t producer_epoch
+        bint hold_gaps, tolerate
         lane_counters *counters
         void *owner
     lane *lane_new(const lane_spec *spec)
     void lane_unref(lane *l)
-    void lane_resume(lane *l, checkpoint start, int64_t skip_records, int64_t stop_offset)
+    void lane_resume(lane *l, checkpoint start, int64_t skip_records, int64_t stop_offset, segments map)
     void lane_halt(lane *l)
     void lane_orphan(lane *l)
     uint32_t lane_in_flight(const lane *l)
     uint32_t lane_queued(const lane *l)
+    const lane_batch *lane_ahead(const lane *l, uint32_t *cursor)
+    uint64_t lane_cursor(const lane *l, uint32_t cursor)
+    bint lane_permit(lane *l, uint64_t cursor)
+    void lane_drop_segments(lane *l, uint32_t n)
 
     # events.h
     ctypedef struct event:

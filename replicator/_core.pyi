@@ -4,6 +4,7 @@
     FetchStream.compose  -> Transport
     Transport.receive    <- Transport       inspected, re-addressed,
                                             queued
+                                            (permit, behind a gap)
                                                                     Target.gather  -> Transport
                                             position moves          Target.settle  <- Transport
 
@@ -14,6 +15,7 @@ fit their field on the wire raise OverflowError. Misuse that would corrupt memor
 bug of the caller and not looked for.
 """
 
+from collections.abc import Iterable
 from typing import Any, Final, Literal, NamedTuple
 
 from typing_extensions import Buffer
@@ -29,6 +31,12 @@ COUNTERS_SIZE: Final[int]
 
 EVENTS: Final[tuple[str, ...]]
 """The kinds of `Event`, in the order of csrc/events.h."""
+
+SEGMENTS_MAX: Final[int]
+"""How many segments a lane keeps."""
+
+AHEAD_MAX: Final[int]
+"""How many gaps `Lane.ahead` tells of at a time if it is not told otherwise."""
 
 VERDICTS: Final[tuple[str, ...]]
 """What can be found out about a batch, in the order of csrc/batch.h; `Event.code` of `cannot_take` is an index."""
@@ -64,11 +72,12 @@ class Event(NamedTuple):
                    broker's words, if any
     offset_drift   halted the lane                                  target offset due    the one answered
     answer_lost    halted the lane
+    gap_ahead      holds a batch until `Lane.permit`                source offset
     ============== ================================================ ==================== =================
     """
 
     lane: Lane
-    kind: Literal["fetch_error", "diverged", "cannot_take", "produce_error", "offset_drift", "answer_lost"]
+    kind: Literal["fetch_error", "diverged", "cannot_take", "produce_error", "offset_drift", "answer_lost", "gap_ahead"]
     code: int
     first: int
     second: int
@@ -125,6 +134,11 @@ class Lane:
     It is born halted, with neither source nor target. To start it: `set_target`, `resume`, `set_source`, in this order.
     `row` is COUNTERS_SIZE writable bytes, 8-byte aligned, which the lane keeps up to date as long as it exists.
     A lane may be let go at any time; what it has in flight is waited for without it.
+
+    It keeps the offset map up to its checkpoint: `segments`, each (source start, target start, length), which the owner
+    writes down and drops. What is on the target beyond a checkpoint is told by its sequence numbers, if it is known
+    where the source's offsets have gaps: with `hold_gaps` a batch behind a gap, and what follows it, is sent only after
+    `permit`. The owner hears `gap_ahead`, asks `ahead`, writes down what it says, and permits as far as that goes.
     """
 
     source_topic: str
@@ -141,22 +155,69 @@ class Lane:
         partition: int,
         producer: tuple[int, int],
         row: Buffer,
+        hold_gaps: bool = False,
+        tolerate: bool = False,
     ) -> Lane:
         """`source_topic_id` is 16 bytes, all zero when the cluster has none; `producer` our id and epoch on the target.
+
+        With `hold_gaps` nothing is sent behind a gap before `permit`, and no segment is forgotten; a lane without it
+        forgets the oldest half when it has SEGMENTS_MAX. With `tolerate` others may write to the target partition as
+        well: an acknowledgement may name a later offset than was due, never an earlier one.
 
         Raises ValueError when a size is wrong, or a topic name empty or over 249 bytes.
         """
 
-    def resume(self, where: tuple[int, int, int], skip_records: int, stop_offset: int) -> None:
-        """Go on from a checkpoint (source position, target offset after it, sequence of the next record).
+    def resume(
+        self,
+        where: tuple[int, int, int] | tuple[int, int, int, int],
+        skip_records: int,
+        stop_offset: int,
+        segments: Iterable[tuple[int, int, int]] = (),
+    ) -> None:
+        """Go on from a checkpoint (source position, target offset after it, sequence of the next record, leader epoch
+        of the source's batch before the position).
 
         The next `skip_records` records are on the target already: they are fetched and passed over. Whole batches
-        are taken in until one begins at or beyond `stop_offset`. Raises RuntimeError unless the lane is halted and
-        has nothing in flight.
+        are taken in until one begins at or beyond `stop_offset`. The first Fetch names the leader epoch, unless it is
+        -1 or left out: if the source was truncated below the position since, the answer is `diverged`.
+
+        `segments`, in order, replace those that the lane has. The last one says where the source's records run on from;
+        without any it is the position. Raises RuntimeError unless the lane is halted and has nothing in flight, and
+        ValueError when segments overlap, are more than SEGMENTS_MAX or go beyond the checkpoint.
         """
 
     def halt(self) -> None:
         """Drop what is queued, take nothing more, and believe no answer that is still to come."""
+
+    def segments(self) -> tuple[tuple[int, int, int], ...]:
+        """Where everything that was acknowledged stands, oldest first: (source start, target start, length).
+
+        It goes with the checkpoint in the row, and no two of them could be one.
+        """
+
+    @property
+    def segment_count(self) -> int:
+        """How many segments there are: one, as long as neither side has a gap."""
+
+    def drop_segments(self, n: int) -> None:
+        """Forget the `n` oldest segments, but never the last one. A lane whose map was full goes on."""
+
+    def ahead(self, limit: int = ...) -> tuple[int, tuple[tuple[int, int], ...]]:
+        """What must be known before the batches up to a cursor are sent: the cursor, and (source offset, sequence) of
+        each batch behind a gap that is in flight, or queued before the cursor, oldest first.
+
+        At most `limit` queued ones are told of, at least one if there is one. Those of requests that were given up with
+        their connection, or by an owner of the past, are not here any more, but may land yet: see
+        `replicator.data.resume.still_ahead`.
+        """
+
+    def permit(self, cursor: int) -> bool:
+        """Let the queued batches before `cursor` go, now that `ahead` is written down.
+
+        True when there are more behind a gap: ask `ahead` again, as no event will tell of them. False when there are
+        none: the next one makes an event. If the lane was halted since `cursor` was given, its batches are gone, and
+        nothing is let go.
+        """
 
     def set_source(self, source: Source | None, leader_epoch: int) -> None:
         """Fetch from here from now on (None: from nowhere); `leader_epoch` as metadata says, -1 for unknown.

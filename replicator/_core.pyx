@@ -31,8 +31,10 @@ cdef extern from *:
 CRC32C_KINDS = ("portable", "sse4.2", "armv8")
 CRC32C_KIND = CRC32C_KINDS[crc32c_init()]
 COUNTERS_SIZE = sizeof(lane_counters)
+SEGMENTS_MAX = C_SEGMENTS_MAX
 
-EVENTS = ("fetch_error", "diverged", "cannot_take", "produce_error", "offset_drift", "answer_lost")
+AHEAD_MAX = 4096  # gaps told of at a time: some 100 KB written down
+EVENTS = ("fetch_error", "diverged", "cannot_take", "produce_error", "offset_drift", "answer_lost", "gap_ahead")
 VERDICTS = (
     "pass", "skip_control", "skip_empty", "rebuild_magic", "rebuild_holes", "rebuild_transactional",
     "rebuild_append_time", "rebuild_delete_horizon", "rebuild_head", "refuse_codec", "refuse_malformed",
@@ -131,6 +133,34 @@ cdef class Frame:
         PyBuffer_FillInfo(view, self, self.home.data, self.home.size, 1, flags)
 
 
+cdef checkpoint read_checkpoint(where) except *:
+    """The leader epoch may be left out."""
+    cdef checkpoint read
+    cdef int32_t leader_epoch = where[3] if len(where) > 3 else -1
+    read.position, read.target_next, read.sequence = where[:3]
+    read.leader_epoch = leader_epoch
+    return read
+
+
+cdef segments read_segments(given, checkpoint end) except *:
+    """In order, and none beyond the checkpoint; the caller's to free."""
+    cdef segments read
+    cdef segment *last
+    memset(&read, 0, sizeof(read))
+    try:
+        for source, target, length in given:
+            if not segments_add(&read, source, target, length):
+                raise ValueError(f"segment {(source, target, length)}: empty, not behind the last one, or one too many")
+        if read.count:
+            last = &read.items[read.count - 1]
+            if last.source + last.length > end.position or last.target + last.length > end.target_next:
+                raise ValueError("the last segment ends beyond the checkpoint")
+    except BaseException:
+        segments_free(&read)
+        raise
+    return read
+
+
 cdef class Lane:
     cdef lane *c
     cdef Py_buffer *row  # hidden from the garbage collector, which could let it go while the core still writes there
@@ -139,7 +169,7 @@ cdef class Lane:
     cdef public object runner
 
     def __cinit__(self, str source_topic, bytes source_topic_id, str target_topic, int partition,
-                  producer, row):
+                  producer, row, bint hold_gaps=False, bint tolerate=False):
         self.row = <Py_buffer *>calloc(1, sizeof(Py_buffer))
         if self.row == NULL:
             raise MemoryError
@@ -154,6 +184,7 @@ cdef class Lane:
         spec.source_topic_id = source_topic_id
         spec.source_partition = spec.target_partition = partition
         spec.producer_id, spec.producer_epoch = producer
+        spec.hold_gaps, spec.tolerate = hold_gaps, tolerate
         spec.counters = <lane_counters *>self.row.buf
         spec.owner = <void *>self
         self.c = lane_new(&spec)
@@ -169,12 +200,11 @@ cdef class Lane:
             PyBuffer_Release(self.row)
             free(self.row)
 
-    def resume(self, where, int64_t skip_records, int64_t stop_offset):
+    def resume(self, where, int64_t skip_records, int64_t stop_offset, segments=()):
         if lane_in_flight(self.c) or self.c.running:
             raise RuntimeError("a lane resumes only when it is halted and has nothing in flight")
-        cdef checkpoint start
-        start.position, start.target_next, start.sequence = where
-        lane_resume(self.c, start, skip_records, stop_offset)
+        cdef checkpoint start = read_checkpoint(where)
+        lane_resume(self.c, start, skip_records, stop_offset, read_segments(segments, start))
 
     def halt(self):
         lane_halt(self.c)
@@ -186,6 +216,34 @@ cdef class Lane:
         if lane_in_flight(self.c):
             raise RuntimeError("a lane changes its target only when it has nothing in flight")
         target_set(self.c, target.c if target is not None else NULL)
+
+    def segments(self):
+        cdef uint32_t i
+        cdef segment *items = self.c.segments.items
+        return tuple([(items[i].source, items[i].target, items[i].length) for i in range(self.c.segments.count)])
+
+    @property
+    def segment_count(self):
+        return self.c.segments.count
+
+    def drop_segments(self, uint32_t n):
+        lane_drop_segments(self.c, n)
+
+    def ahead(self, uint32_t limit=AHEAD_MAX):
+        cdef uint32_t cursor = self.c.head
+        cdef uint32_t queued = 0
+        cdef list found = []
+        cdef const lane_batch *b
+        while queued == 0 or queued < limit:
+            b = lane_ahead(self.c, &cursor)
+            if b == NULL:
+                break
+            found.append((b.source_offset, b.sequence))
+            queued += <int32_t>(cursor - self.c.send) > 0
+        return lane_cursor(self.c, cursor), tuple(found)
+
+    def permit(self, uint64_t cursor):
+        return bool(lane_permit(self.c, cursor))
 
     @property
     def in_flight(self):

@@ -24,6 +24,7 @@ TESTS = [
     "tests/unit/test_fetch.py",
     "tests/unit/test_produce.py",
     "tests/unit/test_lane.py",
+    "tests/unit/test_segments.py",
     "tests/unit/test_slab.py",
     "tests/unit/test_transport.py",
     "tests/flow/__init__.py",

@@ -1,8 +1,9 @@
 /* Any bytes as a Fetch response, in any pieces: nothing may break, and the pieces must not matter.
  *
  * An input is  [flags] [n] [n places to cut, u16 each] [the response, without its length prefix]
- * flags: bit 0 chooses version 13 over 10, bit 1 gives the lanes a stop offset, bit 2 records to skip. The first four
- * bytes of the response, its correlation id, are put right, or nothing behind them would ever be reached.
+ * flags: bit 0 chooses version 13 over 10, bit 1 gives the lanes a stop offset, bit 2 records to skip, bit 3 makes them
+ * hold what is behind a gap, bit 4 lets others write to the target as well. The first four bytes of the response, its
+ * correlation id, are put right, or nothing behind them would ever be reached.
  *
  * With clang: -fsanitize=fuzzer,address,undefined -DWITH_LIBFUZZER. With any compiler: the main() at the end runs the
  * files it is given and then mutates them for as long as it is told; `tests/unit/test_sanitizers.py` does that with
@@ -63,9 +64,12 @@ static void world_make(world *w, uint8_t flags) {
                                             .source_partition = places[i].partition,
                                             .target_partition = places[i].partition,
                                             .producer_id = 9,
+                                            .hold_gaps = flags & 8,
+                                            .tolerate = flags & 16,
                                             .counters = &w->rows[i]});
         target_set(w->lanes[i], w->to);
-        lane_resume(w->lanes[i], (checkpoint){0, 0, INT32_MAX - 2}, flags & 4 ? 3 : 0, flags & 2 ? 5 : INT64_MAX);
+        lane_resume(w->lanes[i], (checkpoint){0, 0, INT32_MAX - 2, -1}, flags & 4 ? 3 : 0, flags & 2 ? 5 : INT64_MAX,
+                    (segments){0});
         source_set(w->lanes[i], w->from, 1);
     }
 }
@@ -85,8 +89,27 @@ static void world_free(world *w) {
 
 static int32_t following(int32_t sequence, uint32_t count) { return (int32_t)(((int64_t)sequence + count) & INT32_MAX); }
 
-/* What is queued follows on from the checkpoint without a gap, and adds up. */
+/* The map ends at or before the checkpoint, in order, with no two segments that could be one. */
+static int64_t check_map(const lane *l) {
+    const checkpoint *c = lane_checkpoint(l);
+    const segment *last = NULL;
+    int64_t records = 0;
+    for (uint32_t i = 0; i < l->segments.count; i++) {
+        const segment *s = &l->segments.items[i];
+        int64_t hole = last ? s->source - last->source - last->length : 0;
+        int64_t target_hole = last ? s->target - last->target - last->length : 0;
+        CHECK(s->length > 0 && hole >= 0 && target_hole >= 0 && (!last || hole || target_hole));
+        records += s->length;
+        last = s;
+    }
+    CHECK(!last || (last->source + last->length <= c->position && last->target + last->length <= c->target_next));
+    CHECK(following(INT32_MAX - 2, (uint32_t)records) == c->sequence);
+    return last ? last->source + last->length : 0;
+}
+
+/* What is queued follows on from the checkpoint without a gap that is not marked, and adds up. */
 static void check_lane(const lane *l) {
+    int64_t run_end = check_map(l);
     const checkpoint *c = lane_checkpoint(l);
     int64_t position = c->position;
     int32_t sequence = following((int32_t)c->sequence, (uint32_t)l->skip_records);
@@ -95,13 +118,15 @@ static void check_lane(const lane *l) {
         const lane_batch *b = &l->batches[i & (l->capacity - 1)];
         CHECK(b->bytes >= b->home->data && b->bytes + b->size <= b->home->data + b->home->size);
         CHECK((int32_t)load_u32(b->bytes + BATCH_BASE_SEQUENCE) == sequence);
-        CHECK(b->source_next > position && b->count > 0);
+        CHECK(b->source_next > position && b->count > 0 && b->sequence == sequence);
+        CHECK(b->source_offset >= run_end && b->behind_gap == (b->source_offset != run_end));
+        run_end = b->source_offset + b->count;
         position = b->source_next;
         sequence = following(sequence, b->count);
         bytes += b->size;
     }
     CHECK(bytes == l->bytes && bytes == l->counters->queued_bytes);
-    CHECK(sequence == l->next_sequence);
+    CHECK(sequence == l->next_sequence && run_end == l->run_end);
     CHECK(l->counters->fetch_offset == (l->head == l->tail ? c->position : position));
 }
 
@@ -129,6 +154,7 @@ static void note_events(outcome *out, const world *w) {
 }
 
 static size_t write_answer(uint8_t *frame, const produce_request *q, world *w) {
+    static const int64_t foreign[] = {0, 0, 0, 2}; /* what others wrote before our batch, where that is tolerated */
     writer out = {frame, frame + 1024, false};
     reader r = {q->parts[0].iov_base, (uint8_t *)q->parts[0].iov_base + 12, false};
     read_i64(&r);
@@ -142,7 +168,7 @@ static size_t write_answer(uint8_t *frame, const produce_request *q, world *w) {
         write_i32(&out, 1);
         write_i32(&out, places[i].partition);
         write_i16(&out, 0);
-        write_i64(&out, lane_checkpoint(w->lanes[i])->target_next);
+        write_i64(&out, lane_checkpoint(w->lanes[i])->target_next + (w->lanes[i]->tolerate ? foreign[q->bytes % 4] : 0));
         write_i64(&out, -1);
         write_i64(&out, 0);
     }
@@ -151,11 +177,22 @@ static size_t write_answer(uint8_t *frame, const produce_request *q, world *w) {
     return (size_t)(out.at - frame);
 }
 
+/* Lets everything go that waits behind a gap. True if anything did. */
+static bool permit_all(world *w) {
+    bool any = false;
+    for (int i = 0; i < LANES; i++) {
+        uint32_t cursor = w->lanes[i]->head;
+        while (lane_ahead(w->lanes[i], &cursor)) any = true;
+        CHECK(cursor == w->lanes[i]->tail && !lane_permit(w->lanes[i], lane_cursor(w->lanes[i], cursor)));
+    }
+    return any && target_waiting(w->to);
+}
+
 /* Sends everything that was taken in, and acknowledges it. */
 static void send_all(outcome *out, world *w) {
     produce_terms terms = {.version = 7, .correlation_id = 1, .client_id = "", .bytes_max = 1 << 20};
     produce_request q;
-    while (target_gather(w->to, &terms, &q)) {
+    while (target_gather(w->to, &terms, &q) || (permit_all(w) && target_gather(w->to, &terms, &q))) {
         for (uint32_t i = 0; i < q.count; i++) out->seen = mix(out->seen, q.parts[i].iov_base, q.parts[i].iov_len);
         uint8_t frame[1024];
         int32_t throttle_ms;
@@ -165,6 +202,8 @@ static void send_all(outcome *out, world *w) {
         check_lane(w->lanes[i]);
         CHECK(w->lanes[i]->head == w->lanes[i]->tail);
         out->seen = mix(out->seen, &w->rows[i], sizeof w->rows[i]);
+        const segments *map = &w->lanes[i]->segments;
+        if (map->count) out->seen = mix(out->seen, map->items, map->count * sizeof *map->items);
     }
 }
 

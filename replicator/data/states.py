@@ -37,7 +37,7 @@ class LaneState(IntEnum):
         return self >= LaneState.DONE
 
 
-CHECKPOINT_COLUMNS = ("position", "target_next", "sequence")
+CHECKPOINT_COLUMNS = ("position", "target_next", "sequence", "leader_epoch")
 COLUMNS = (
     "version",
     *CHECKPOINT_COLUMNS,  # when version is even
@@ -60,7 +60,7 @@ WORDS = len(COLUMNS)
 ROW_BYTES = 8 * WORDS
 assert ROW_BYTES == COUNTERS_SIZE, "csrc/lane.h and these columns must agree"
 
-ROWS_MAX = 16_384
+LANES_MAX = 16_384  # of a run; each of its workers has a row for each
 
 _COLUMN = {name: index for index, name in enumerate(COLUMNS) if name not in CHECKPOINT_COLUMNS}
 
@@ -71,6 +71,7 @@ class Checkpoint(NamedTuple):
     position: int
     target_next: int
     sequence: int
+    leader_epoch: int = -1  # of the source's batch that ends at `position`; -1: unknown
 
 
 def row_dtype() -> "np.dtype[Any]":
@@ -86,10 +87,10 @@ def row_dtype() -> "np.dtype[Any]":
 
 
 class Rows:
-    """The shared array, one row a lane, over a file that has no name any more (so nobody must clean it up)."""
+    """The shared array, a row for each lane and worker, over a file without a name (so nobody must clean it up)."""
 
     def __init__(self, fd: int) -> None:
-        self.memory = mmap.mmap(fd, ROWS_MAX * ROW_BYTES)
+        self.memory = mmap.mmap(fd, 0)  # all of it
         self._words = memoryview(self.memory).cast("q")
 
     @cached_property
@@ -97,7 +98,7 @@ class Rows:
         """All rows at once, as a structured numpy array of `row_dtype`, for those who count many lanes."""
         import numpy as np
 
-        return np.frombuffer(self.memory, dtype=row_dtype(), count=ROWS_MAX)
+        return np.frombuffer(self.memory, dtype=row_dtype())
 
     def bytes_of(self, row: int) -> memoryview:
         """The row as writable bytes, for the native core."""

@@ -32,17 +32,19 @@ class SourceLog:
 
     batches: list[Batch] = field(default_factory=list)
     end: int = 0
+    leader_epoch: int = 0  # of what is appended next
     numbers: "count[int]" = field(default_factory=count)
 
     def append(self, kind: str, size: int, hole: int) -> None:
         """Adds `size` records (`data`), a marker of a transaction (`control`), or what compaction leaves (`empty`)."""
         offset = self.end + hole
         if kind == "data":
-            batch = Batch(offset, size, packed([next(self.numbers) for _ in range(size)]))
+            records = packed([next(self.numbers) for _ in range(size)])
+            batch = Batch(offset, size, records, self.leader_epoch)
         elif kind == "control":
-            batch = Batch(offset, 1, b"marker", attributes=CONTROL | TRANSACTIONAL)
+            batch = Batch(offset, 1, b"marker", self.leader_epoch, attributes=CONTROL | TRANSACTIONAL)
         else:
-            batch = Batch(offset, 0, b"", last_offset_delta=size - 1)
+            batch = Batch(offset, 0, b"", self.leader_epoch, last_offset_delta=size - 1)
         self.batches.append(batch)
         self.end = batch.next_offset
 
@@ -56,12 +58,18 @@ class SourceLog:
 
     def data_below(self, offset: int) -> list[int]:
         """The records that have to be on the target when the position is there."""
-        return [
-            number
-            for batch in self.batches
-            if batch.next_offset <= offset and not batch.attributes & CONTROL
-            for number in unpacked(batch.records)
-        ]
+        return [number for batch in self._data_below(offset) for number in unpacked(batch.records)]
+
+    def offsets_below(self, offset: int) -> list[int]:
+        """Where they stand."""
+        return [batch.base_offset + i for batch in self._data_below(offset) for i in range(batch.count)]
+
+    def _data_below(self, offset: int) -> list[Batch]:
+        return [batch for batch in self.batches if batch.next_offset <= offset and not batch.attributes & CONTROL]
+
+    def epoch_before(self, offset: int) -> int:
+        """The leader epoch of the batch that ends there; -1 if none does."""
+        return next((batch.leader_epoch for batch in self.batches if batch.next_offset == offset), -1)
 
 
 class Appended(NamedTuple):

@@ -50,7 +50,7 @@ def write_seeds(folder: Path, seed: int, files: int) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for i in range(files):
-        flags = chance.randrange(8)
+        flags = chance.randrange(32)
         topics: list[FetchedTopic] = []
         for name, partition in chance.sample(PLACES, chance.randrange(len(PLACES) + 1)):
             if not topics or topics[-1].name != name:

@@ -32,11 +32,18 @@ def joined(batches: Iterable[Batch]) -> bytes:
 class LaneRig:
     """A lane, and its row of counters as others read it."""
 
-    def __init__(self, topic: str, partition: int, target_topic: str | None = None) -> None:
+    def __init__(self, topic: str, partition: int, target_topic: str | None = None, **flags: bool) -> None:
+        """`flags`: hold_gaps, tolerate."""
         self.topic, self.partition, self.target_topic = topic, partition, target_topic or topic
+        self.flags = flags
+        self.renew()
+
+    def renew(self) -> None:
+        """As another process would make it: nothing is left of the one before, but what is in flight."""
         self.rows = np.zeros(1, dtype=row_dtype())
         memory = memoryview(self.rows.view(np.uint8))
-        self.native = Lane(topic, topic_id(topic), self.target_topic, partition, PRODUCER, memory)
+        names = self.topic, topic_id(self.topic), self.target_topic, self.partition
+        self.native = Lane(*names, PRODUCER, memory, **self.flags)
 
     def __getitem__(self, counter: str) -> int:
         return int(self.rows[0][counter])
@@ -89,16 +96,25 @@ class Rig:
 
     # ---- lanes ----
 
-    def lane(self, topic: str = "orders", partition: int = 0, target_topic: str | None = None) -> LaneRig:
+    def lane(
+        self, topic: str = "orders", partition: int = 0, target_topic: str | None = None, **flags: bool
+    ) -> LaneRig:
         """A lane that stands still."""
-        lane = LaneRig(topic, partition, target_topic)
+        lane = LaneRig(topic, partition, target_topic, **flags)
         self.lanes.append(lane)
         return lane
 
-    def start(self, lane: LaneRig, place: Checkpoint | None = None, skip: int = 0, stop: int = NEVER) -> LaneRig:
+    def start(
+        self,
+        lane: LaneRig,
+        place: Checkpoint | None = None,
+        skip: int = 0,
+        stop: int = NEVER,
+        segments: tuple[tuple[int, int, int], ...] = (),
+    ) -> LaneRig:
         """Lets it run from here."""
         lane.native.set_target(self.target)
-        lane.native.resume(place or Checkpoint(0, 0, 0), skip, stop)
+        lane.native.resume(place or Checkpoint(0, 0, 0), skip, stop, segments)
         lane.native.set_source(self.source, 7)
         return lane
 

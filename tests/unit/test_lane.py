@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from replicator._core import COUNTERS_SIZE, VERDICTS, Lane
 from replicator.data.reasons import WHY
@@ -14,6 +14,7 @@ from replicator.data.states import Checkpoint, row_dtype
 from tests.oracle.batch import CONTROL, TRANSACTIONAL, Batch
 from tests.oracle.fetch import Fetched
 from tests.oracle.lane import LaneModel
+from tests.oracle.lane import joined as one_by_one
 from tests.oracle.produce import Produced
 from tests.oracle.rig import PRODUCER, Rig, joined, topic_id
 from tests.oracle.strategies import logs
@@ -60,7 +61,7 @@ def test_a_batch_moves_the_position_when_it_is_acknowledged():
         request = rig.gather()
         assert lane.checkpoint == Checkpoint(10, 20, 30)
         rig.settle(request, Produced("orders", 0, 20))
-        assert lane.checkpoint == Checkpoint(15, 25, 35)
+        assert lane.checkpoint == Checkpoint(15, 25, 35, 5)
         assert (lane["records"], lane["batches"], lane["max_timestamp"]) == (5, 1, 777)
         assert lane["bytes"] == len(Batch(10, 5).encode())
 
@@ -70,7 +71,7 @@ def test_what_leaves_no_trace_moves_the_position_at_once_when_nothing_stands_bef
     with Rig() as rig:
         lane = rig.running()
         rig.fetch(lane, nothing(0))
-        assert lane.checkpoint == Checkpoint(nothing(0).next_offset, 0, 0)
+        assert lane.checkpoint == Checkpoint(nothing(0).next_offset, 0, 0, 5)
         assert (lane["skipped_batches"], rig.gather()) == (1, None)
 
 
@@ -82,9 +83,9 @@ def test_what_leaves_no_trace_waits_for_what_stands_before_it(nothing):
         request = rig.gather()
         assert lane.checkpoint.position == 0
         rig.settle(request, Produced("orders", 0, 0))
-        assert lane.checkpoint == Checkpoint(nothing(5).next_offset, 5, 5)
+        assert lane.checkpoint == Checkpoint(nothing(5).next_offset, 5, 5, 5)
         rig.settle(rig.gather(), Produced("orders", 0, 5))
-        assert lane.checkpoint == Checkpoint(21, 6, 6)
+        assert lane.checkpoint == Checkpoint(21, 6, 6, 5)
 
 
 def test_what_leaves_no_trace_may_come_while_the_batch_before_it_is_in_flight():
@@ -95,7 +96,7 @@ def test_what_leaves_no_trace_may_come_while_the_batch_before_it_is_in_flight():
         rig.fetch(lane, marker(5), marker(6))
         assert (lane["fetch_offset"], lane.checkpoint.position) == (7, 0)
         rig.settle(request, Produced("orders", 0, 0))
-        assert lane.checkpoint == Checkpoint(7, 5, 5)
+        assert lane.checkpoint == Checkpoint(7, 5, 5, 5)
 
 
 def test_batches_from_before_the_position_are_left_out():
@@ -137,7 +138,7 @@ def test_exactly_the_records_beyond_the_checkpoint_are_passed_over():
         lane = rig.start(rig.lane(), Checkpoint(10, 100, 50), skip=7)
         rig.fetch(lane, Batch(10, 3), marker(13), Batch(14, 4), Batch(18, 2))
         assert lane.native.skip_records == 0
-        assert lane.checkpoint == Checkpoint(18, 107, 57)
+        assert lane.checkpoint == Checkpoint(18, 107, 57, 5)
         ((_, _, data),) = rig.gather().batches
         assert Batch.parse(data).base_sequence == 57
 
@@ -147,7 +148,7 @@ def test_a_target_whose_tail_ends_inside_a_source_batch_is_refused():
         lane = rig.start(rig.lane(), Checkpoint(10, 100, 50), skip=5)
         (event,) = rig.fetch(lane, Batch(10, 3), Batch(13, 4))
         assert (event.kind, VERDICTS[event.code], event.first) == ("cannot_take", "refuse_tail", 13)
-        assert lane.checkpoint == Checkpoint(13, 103, 53)
+        assert lane.checkpoint == Checkpoint(13, 103, 53, 5)
         assert (lane.native.queued, lane.native.skip_records) == (0, 2)
 
 
@@ -180,7 +181,7 @@ def test_sequences_begin_again_also_for_records_that_are_passed_over():
     with Rig() as rig:
         lane = rig.start(rig.lane(), Checkpoint(0, 0, 2**31 - 2), skip=5)
         rig.fetch(lane, Batch(0, 5), Batch(5, 1))
-        assert lane.checkpoint == Checkpoint(5, 5, 3)
+        assert lane.checkpoint == Checkpoint(5, 5, 3, 5)
         assert Batch.parse(rig.gather().batches[0][2]).base_sequence == 3
 
 
@@ -202,7 +203,7 @@ def test_a_halted_lane_drops_what_is_queued_and_waits_for_what_is_in_flight():
         assert lane["queued_bytes"] == 0
         rig.start(lane, Checkpoint(0, 0, 0), skip=1)
         rig.fetch(lane, Batch(0, 1), Batch(1, 1))
-        assert lane.checkpoint == Checkpoint(1, 1, 1)
+        assert lane.checkpoint == Checkpoint(1, 1, 1, 5)
         assert Batch.parse(rig.gather().batches[0][2]).base_sequence == 1
 
 
@@ -237,9 +238,14 @@ class LaneBesideModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.rig = Rig()
-        self.lane = self.rig.lane()
-        self.model = LaneModel(PRODUCER)
         self.requests = []
+        self.told = []  # cursors of the lane, and what the model has for one
+        self.dropped = ()
+
+    @initialize(hold_gaps=st.booleans(), tolerate=st.booleans())
+    def begin(self, hold_gaps: bool, tolerate: bool) -> None:
+        self.lane = self.rig.lane(hold_gaps=hold_gaps, tolerate=tolerate)
+        self.model = LaneModel(PRODUCER, hold_gaps, tolerate)
 
     def teardown(self) -> None:
         self.lane.native.halt()
@@ -251,13 +257,20 @@ class LaneBesideModel(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.model.running and not self.model.in_flight)
     @rule(
-        place=st.builds(Checkpoint, st.integers(0, 9), st.integers(0, 9), st.integers(2**31 - 9, 2**31 - 1)),
+        place=st.builds(
+            Checkpoint, st.integers(0, 9), st.integers(0, 9), st.integers(2**31 - 9, 2**31 - 1), st.integers(-1, 9)
+        ),
         skip=st.sampled_from([0, 0, 0, 1, 3]),
         stop=st.sampled_from([2**63 - 1, 2**63 - 1, 8, 15]),
+        offsets=st.dictionaries(st.integers(0, 8), st.integers(0, 8), max_size=4),
     )
-    def resume(self, place: Checkpoint, skip: int, stop: int) -> None:
-        self.rig.start(self.lane, place, skip, stop)
-        self.model.resume(place, skip, stop)
+    def resume(self, place: Checkpoint, skip: int, stop: int, offsets: dict[int, int]) -> None:
+        rising = dict(zip(sorted(offsets), sorted(set(offsets.values())), strict=False))
+        fitting = {s: t for s, t in rising.items() if s < place.position and t < place.target_next}
+        segments = one_by_one(fitting)
+        self.rig.start(self.lane, place, skip, stop, segments)
+        self.model.resume(place, skip, stop, segments)
+        self.dropped = ()
 
     @precondition(lambda self: self.model.running and self.model.fetch_offset < self.model.stop_offset)
     @rule(data=st.data(), behind=st.integers(0, 5))
@@ -266,12 +279,35 @@ class LaneBesideModel(RuleBasedStateMachine):
         assert (request is None) == self.model.blocked
         if request is None:
             return
-        assert request.topics[0][1][0].fetch_offset == self.model.fetch_offset
+        asked = request.topics[0][1][0]
+        assert asked.fetch_offset == self.model.fetch_offset
+        assert asked.last_fetched_epoch == self.model.last_fetched_epoch
         log = data.draw(logs(start=max(0, self.model.fetch_offset - behind)))
         cuts = data.draw(st.lists(st.integers(1, 400), max_size=4))
         events = self.rig.feed(self.rig.response((self.lane, Fetched(0, joined(log)))), cuts)
-        stumbled = self.model.take_in(log)
-        assert [(VERDICTS[event.code], event.first) for event in events] == ([stumbled] if stumbled else [])
+        expected = self.model.take_in(log)
+        assert [
+            ("gap_ahead" if event.kind == "gap_ahead" else VERDICTS[event.code], event.first) for event in events
+        ] == expected
+
+    @rule(limit=st.sampled_from([1, 2, 4096]))
+    def ask_what_is_ahead(self, limit: int) -> None:
+        cursor, ahead = self.lane.native.ahead(limit)
+        told, expected = self.model.ahead(limit)
+        assert ahead == expected
+        self.told.append((cursor, told, self.model.halts))
+
+    @precondition(lambda self: self.told)
+    @rule(data=st.data())
+    def permit(self, data: st.DataObject) -> None:
+        cursor, *told = self.told.pop(data.draw(st.integers(0, len(self.told) - 1)))
+        assert self.lane.native.permit(cursor) == self.model.permit(*told)
+
+    @rule(n=st.integers(0, 3))
+    def drop_segments(self, n: int) -> None:
+        before = self.lane.native.segments()
+        self.lane.native.drop_segments(n)
+        self.dropped += before[: min(n, max(0, len(before) - 1))]
 
     @rule()
     def send(self) -> None:
@@ -307,6 +343,7 @@ class LaneBesideModel(RuleBasedStateMachine):
         assert (native.running, native.queued, native.in_flight) == (model.running, model.queued, model.in_flight)
         if self.lane["version"]:
             assert self.lane.checkpoint == model.place
+        assert self.dropped + native.segments() == one_by_one(model.map)
         if model.running:
             assert self.lane["fetch_offset"] == model.fetch_offset
             assert native.skip_records == model.skip_records

@@ -37,7 +37,7 @@ def steady(rig: Rig, *places: tuple[str, int], batches: int) -> list[LaneRig]:
     """The same behind one batch of two records that was acknowledged, so that the next ones may be pipelined."""
     lanes = loaded(rig, *places, batches=batches + 1)
     rig.acknowledge(rig.gather())
-    assert [lane.checkpoint for lane in lanes] == [Checkpoint(2, 2, 2)] * len(lanes)
+    assert [lane.checkpoint for lane in lanes] == [Checkpoint(2, 2, 2, 5)] * len(lanes)
     return lanes
 
 
@@ -95,7 +95,7 @@ def test_requests_may_be_pipelined_without_end(version):
         assert lane.native.in_flight == 300
         for request in requests:
             assert rig.acknowledge(request) == []
-        assert lane.checkpoint == Checkpoint(602, 602, 602)
+        assert lane.checkpoint == Checkpoint(602, 602, 602, 5)
 
 
 def test_the_first_batch_goes_alone():
@@ -115,7 +115,7 @@ def test_the_first_batch_goes_alone():
             assert rig.target.in_flight == 2
             rig.acknowledge(second)
             rig.acknowledge(third)
-        assert lane.checkpoint == Checkpoint(8, 8, 8)
+        assert lane.checkpoint == Checkpoint(8, 8, 8, 5)
 
 
 def test_a_request_takes_no_more_bytes_than_allowed_but_always_one_batch():
@@ -229,7 +229,7 @@ def test_an_answer_may_come_in_any_order(version, order):
         lanes = loaded(rig, *places)
         request = rig.gather()
         assert rig.settle(request, *(Produced(*places[i], 0) for i in order), throttle_ms=7) == []
-        assert [lane.checkpoint for lane in lanes] == [Checkpoint(2, 2, 2)] * 4
+        assert [lane.checkpoint for lane in lanes] == [Checkpoint(2, 2, 2, 5)] * 4
         assert [lane["records"] for lane in lanes] == [2] * 4
         assert rig.pool.used_bytes == 0
 
@@ -323,7 +323,7 @@ def test_an_error_halts_its_lane_only_and_brings_the_brokers_words(answer, words
         assert event.text == words
         assert (lane.native.running, lane.native.queued, lane.native.in_flight) == (False, 0, 0)
         assert lane.checkpoint == Checkpoint(0, 0, 0)
-        assert other.checkpoint == Checkpoint(2, 2, 2)
+        assert other.checkpoint == Checkpoint(2, 2, 2, 5)
         assert [(name, partition) for name, partition, _ in rig.gather().batches] == [("b", 1)]
 
 
@@ -356,7 +356,7 @@ def test_answers_that_come_after_an_error_are_not_believed():
         assert rig.settle(requests[1], Produced("a", 0, 2)) == []
         assert lane.native.in_flight == 1
         assert rig.settle(requests[2], Produced("a", 0, -1, 45)) == []
-        assert lane.checkpoint == Checkpoint(2, 2, 2)
+        assert lane.checkpoint == Checkpoint(2, 2, 2, 5)
         assert lane.native.in_flight == 0
         assert rig.pool.used_bytes == 0
 
@@ -374,7 +374,7 @@ def test_a_lost_connection_halts_every_lane_with_something_in_flight_once():
             ("b", "answer_lost"),
         ]
         assert [lane.native.running for lane in (busy, also_busy, other)] == [False, False, True]
-        assert busy.checkpoint == Checkpoint(4, 4, 4)
+        assert busy.checkpoint == Checkpoint(4, 4, 4, 5)
         rig.target.abandon()
         assert rig.target.take_events() == []
 
