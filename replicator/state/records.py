@@ -3,7 +3,7 @@
 Keys and values are JSON, so that Kafka's own console consumer shows them to a person. Every value carries a `version`;
 a reader refuses one that is newer than it knows.
 
-    replicator.<link>.state    compacted, one partition a shard: a LinkRecord (in shard 0), and a LaneRecord a lane
+    replicator.<link>.state    compacted, one partition a shard: LaneRecords; in shard 0 the LinkRecord and GroupRecords
     replicator.<link>.offsets  compacted, as many partitions: the offset map's Chunks
     replicator.<link>.events   one partition, kept for a while: every change of a lane's state (EventRecord)
 
@@ -66,11 +66,13 @@ class LaneKey(Struct, frozen=True, order=True, forbid_unknown_fields=True):
 
 
 class ChunkKey(Struct, frozen=True, order=True, forbid_unknown_fields=True):
-    """Key of a Chunk: the lane, which incarnation of its source topic, and the chunk's number, from 0 on."""
+    """Key of a Chunk: the lane, which incarnation of its source topic, and the chunk's number in its generation, from
+    0 on. So an owner of the past never overwrites what the present one has written."""
 
     topic: str
     partition: int
     topic_id: str
+    generation: int
     chunk: int
 
 
@@ -93,7 +95,9 @@ class LaneRecord(Struct, frozen=True):
     our sequence at `sequence`. More may have landed since: the target's last batch tells how much, by its sequence.
     """
 
-    generation: int  # grows by one with every owner: a record with a lower one comes from an owner of the past
+    # Grows by one with every owner: a record with a lower one comes from an owner of the past. 0: the lane never found
+    # its place, so there is no checkpoint (position -1); the reason says what is in the way.
+    generation: int
     topic_id: str  # of the source topic
     target_topic: str
     target_topic_id: str
@@ -108,8 +112,6 @@ class LaneRecord(Struct, frozen=True):
     # (source offset, sequence) of records that are sent after this was written, each behind a gap in the source's
     # offsets: how to tell from a sequence found on the target which source offset it stands for.
     ahead: tuple[tuple[int, int], ...] = ()
-    chunks: int = 0  # of the offset map, written so far: also the number of the next one
-    policy: str = ""  # hash of what decides which records are sent
     state: str = "starting"
     reason: str = ""
     since_ms: int = 0  # when it came into this state
@@ -126,8 +128,9 @@ class Chunk(Struct, frozen=True):
     """A part of a lane's offset map. `replicator.state.chunks` packs and opens it.
 
     Bounds are inclusive at their start and exclusive at their end. `data` is base64 of zlib of int64 little-endian
-    differences; `checksum` is the CRC-32C of those bytes before compression. A chunk with a higher generation prevails
-    over one with a lower where their source offsets overlap.
+    differences; `checksum` is the CRC-32C of those bytes before compression. In the order of generation and number each
+    chunk says what holds from its source_start on, whatever those before it said about that; the segments of the
+    LaneRecord come last.
     """
 
     generation: int
@@ -154,6 +157,41 @@ class EventRecord(Struct, frozen=True):
     reason: str
     position: int
     worker: str = ""
+    version: int = VERSION
+
+
+class GroupKey(Struct, frozen=True, order=True, forbid_unknown_fields=True):
+    """Key of a GroupRecord, in shard 0: a consumer group's name on the source."""
+
+    group: str
+
+
+class GroupOffset(Struct, frozen=True, array_like=True):
+    """One partition of a group, as an array of these, in order: a group may have thousands.
+
+    Two pairs of offsets: what the source group has now, and what we committed on the target at last, together with
+    the source offset that it stood for. That second pair is what the leader must remember: a source offset below
+    `written_source` tells of a reset, a target offset other than `written_target` of somebody else's commit.
+    """
+
+    partition: int
+    source_offset: int
+    state: str
+    reason: str = ""
+    written_source: int = -1  # -1: we never committed here
+    written_target: int = -1
+    written_ms: int = 0
+
+
+class GroupRecord(Struct, frozen=True):
+    """A consumer group's offsets on the target, and why they are not the source's where they are not."""
+
+    target_group: str
+    state: str
+    reason: str = ""
+    ever_active: bool = False  # somebody was seen in the target group: its offsets are never set back any more
+    topics: dict[str, tuple[GroupOffset, ...]] = {}  # by source topic
+    written_ms: int = 0
     version: int = VERSION
 
 
