@@ -11,11 +11,16 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
+import hypothesis
 import pytest
 
 from tests.harness.jars import KafkaUnavailable, jars, java
 from tests.harness.java import JavaWitness
 from tests.harness.kafka import NEWEST_3, NEWEST_4, KafkaCluster
+
+# The machine may be busy with brokers: how long an example takes says nothing.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 _topic_numbers = itertools.count(1)
 _shared: list[KafkaCluster] = []

@@ -8,12 +8,9 @@ are the workers'.
 import asyncio
 import json
 import logging
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import click
 import numpy as np
@@ -30,7 +27,8 @@ from replicator.cli.figures import (
     spell_seconds,
     spell_states,
 )
-from replicator.cli.logs import logging_to, set_up_logging
+from replicator.cli.logs import set_up_logging
+from replicator.cli.progress import DRAW_S, Progress, RecordCounter, showing_progress
 from replicator.cli.results import GOOD, LaneResult, Results, by_topic
 from replicator.cli.session import Interrupted, Session, watch_signals
 from replicator.config.load import from_data
@@ -43,8 +41,6 @@ from replicator.errors import ClusterError, NetworkError
 from replicator.kafka.log import END, START, Partition, find_offset
 
 POLL_S = 0.05
-DRAW_S = 0.2
-PLAIN_LINE_S = 5.0
 QUESTIONS_AT_ONCE = 16
 UNKNOWN = -1
 
@@ -82,25 +78,6 @@ class CopyOptions:
         return from_data({"clusters": clusters, "links": [link], **workers})
 
 
-class Progress(Protocol):
-    """Where progress goes: a bar on a terminal, or now and then a line."""
-
-    def draw(self, description: str, done: int, total: int, words: str) -> None: ...
-
-
-class PlainProgress:
-    """A line on stderr every PLAIN_LINE_S."""
-
-    def __init__(self) -> None:
-        self._due = time.monotonic() + PLAIN_LINE_S
-
-    def draw(self, description: str, done: int, total: int, words: str) -> None:
-        if (now := time.monotonic()) >= self._due:
-            self._due = now + PLAIN_LINE_S
-            share = f"{done / total:.0%} · " if total else ""
-            click.echo(f"{description}: {share}{words}", err=True)
-
-
 async def copy(options: CopyOptions) -> int:
     """Copies, verifies, reports; returns the exit code. Raises ReplicatorError when it cannot even begin."""
     began_s = time.monotonic()
@@ -131,21 +108,10 @@ async def copy(options: CopyOptions) -> int:
 async def _work(job: "CopyJob", session: Session, options: CopyOptions) -> None:
     if not job.lanes:
         raise click.ClickException(f"no topic of {options.source} matches {' or '.join(options.topics)}")
-    with _progress() as progress:
+    with showing_progress() as progress:
         await session.until(job.copy(progress))
         if options.verify:
             await session.until(job.verify(progress))
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    if not sys.stderr.isatty():
-        yield PlainProgress()
-        return
-    from replicator.cli.screens import BarScreen
-
-    with BarScreen() as bar, logging_to(bar.print_line):
-        yield bar
 
 
 class CopyJob:
@@ -178,16 +144,20 @@ class CopyJob:
                 return
             await asyncio.sleep(POLL_S)
 
+    @property
+    def _rows(self) -> list[int]:
+        return self.supervisor.lane_rows()
+
     def _note_ends(self) -> None:
-        ended = lane_states(self.supervisor.rows, len(self.lanes)) >= LaneState.DONE
+        ended = lane_states(self.supervisor.rows, self._rows) >= LaneState.DONE
         self._seconds[ended & (self._seconds == 0)] = time.monotonic() - self._began_s
 
     def _done_of_total(self) -> tuple[int, int]:
         """Offsets passed, and offsets to pass, of all lanes that have found their place."""
-        row = self.supervisor.rows.array[: len(self.lanes)]
+        row = self.supervisor.rows.array[self._rows]
         start = np.where(self._starts == UNKNOWN, row["log_start_offset"], self._starts)
         total = np.maximum(row["stop_offset"] - start, 0)
-        done = np.clip(lane_positions(self.supervisor.rows, len(self.lanes)) - start, 0, total)
+        done = np.clip(lane_positions(self.supervisor.rows, self._rows) - start, 0, total)
         placed = row["version"] > 0
         return int(done[placed].sum()), int(total[placed].sum())
 
@@ -219,15 +189,17 @@ class CopyJob:
     async def verify(self, progress: Progress) -> None:
         """Compares what every lane that is done has copied."""
         await self._find_starts()
-        states = lane_states(self.supervisor.rows, len(self.lanes))
+        states = lane_states(self.supervisor.rows, self._rows)
         lanes: list[int] = np.flatnonzero(states == LaneState.DONE).tolist()
-        counter = _Counter(progress, int(self.supervisor.rows.array["records"][lanes].sum()))
+        counter = RecordCounter(
+            progress, int(self.supervisor.rows.array["records"][[self._rows[lane] for lane in lanes]].sum())
+        )
         verdicts = await verify_lanes([self._claim(lane) for lane in lanes], counter.add)
         self._verdicts = dict(zip(lanes, verdicts, strict=True))
 
     def _claim(self, lane: int) -> Claim:
-        spec, end = self.lanes[lane].spec, self.supervisor.rows.checkpoint(lane).position
-        row = self.supervisor.rows.array[lane]
+        spec, end = self.lanes[lane].spec, self.supervisor.rows.checkpoint(self._rows[lane]).position
+        row = self.supervisor.rows.array[self._rows[lane]]
         moved = row["records"] or row["skipped_batches"]
         start = int(self._starts[lane]) if moved else end
         return Claim(self._source(spec), self._target(spec), start, end)
@@ -241,10 +213,10 @@ class CopyJob:
         return Results(by_topic(lanes), time.monotonic() - self._began_s, total, interrupted)
 
     def _lane_result(self, lane: int) -> LaneResult:
-        info, row = self.lanes[lane], self.supervisor.rows.array[lane]
+        info, row = self.lanes[lane], self.supervisor.rows.array[self._rows[lane]]
         return LaneResult(
             info.spec,
-            self.supervisor.state(lane),
+            self.supervisor.rows.state(info.row),
             info.reason,
             int(row["records"]),
             int(row["bytes"]),
@@ -273,19 +245,3 @@ def _words(figures: Figures, rate: Rate, done: int, total: int) -> str:
     if paused := figures.states.get(LaneState.PAUSED):
         words.append(f"{paused:,} paused")
     return " · ".join(words)
-
-
-class _Counter:
-    """Adds up compared records, and draws them every DRAW_S."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress = progress
-        self._total = total
-        self._done = 0
-        self._drawn_s = 0.0
-
-    def add(self, records: int) -> None:
-        self._done += records
-        if (now := time.monotonic()) - self._drawn_s >= DRAW_S:
-            self._drawn_s = now
-            self._progress.draw("verifying", self._done, self._total, f"{self._done:,} of {self._total:,} records")

@@ -136,7 +136,7 @@ class Show:
         self._draw("done")
 
     def _arrived(self) -> int:
-        return int(lane_positions(self.supervisor.rows, len(self.supervisor.lanes)).sum())
+        return int(lane_positions(self.supervisor.rows, self.supervisor.lane_rows()).sum())
 
     async def _produce(self, source: EmbeddedCluster, seconds: int, records: int) -> float:
         """The time at which the last record was handed to the producer."""
@@ -197,16 +197,15 @@ async def _verify(supervisor: Supervisor) -> list[LaneVerdict]:
     def part(alias: str, topic: str, index: int) -> Partition:
         return Partition(supervisor.clusters[alias], topic, index)
 
-    specs = [info.spec for info in supervisor.lanes]
     return await verify_lanes(
         [
             Claim(
-                part(spec.source, spec.topic, spec.partition),
-                part(spec.target, spec.target_topic, spec.partition),
+                part(info.spec.source, info.spec.topic, info.spec.partition),
+                part(info.spec.target, info.spec.target_topic, info.spec.partition),
                 0,
-                supervisor.rows.checkpoint(spec.row).position,
+                supervisor.rows.checkpoint(info.row).position,
             )
-            for spec in specs
+            for info in supervisor.lanes
         ]
     )
 

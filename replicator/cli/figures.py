@@ -6,6 +6,7 @@ here about all of them as numpy arrays.
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,34 +44,36 @@ class Trouble(NamedTuple):
     state: LaneState
 
 
-def lane_positions(rows: Rows, count: int) -> Numbers:
-    """The position of each of the first `count` lanes."""
-    row = rows.array[:count]
-    positions: Numbers = row["checkpoints"]["position"][np.arange(count), row["version"] & 1]
+def lane_positions(rows: Rows, lanes: Sequence[int]) -> Numbers:
+    """The position of each of the lanes with these row numbers."""
+    row = rows.array[lanes]
+    positions: Numbers = row["checkpoints"]["position"][np.arange(len(row)), row["version"] & 1]
     return positions
 
 
-def lane_states(rows: Rows, count: int) -> Numbers:
-    """`Rows.state` of each of the first `count` lanes."""
-    row = rows.array[:count]
+def lane_states(rows: Rows, lanes: Sequence[int]) -> Numbers:
+    """`Rows.state` of each of the lanes with these row numbers."""
+    row = rows.array[lanes]
     states: Numbers = row["state"].copy()
     copying = states == LaneState.COPYING
     states[copying & (row["fetch_offset"] >= row["high_watermark"])] = LaneState.TAILING
-    states[copying & (lane_positions(rows, count) >= row["stop_offset"])] = LaneState.DONE
+    states[copying & (lane_positions(rows, lanes) >= row["stop_offset"])] = LaneState.DONE
     return states
 
 
 def read_figures(supervisor: Supervisor) -> Figures:
-    """The figures of this moment."""
-    rows, count = supervisor.rows, len(supervisor.lanes)
-    row = rows.array[:count]
+    """The figures of this moment: states of all lanes, and what this supervisor's workers have moved."""
+    rows = supervisor.rows
+    every = rows.array[: len(supervisor.lanes) * len(supervisor.workers)]  # a lane may have moved between workers
+    here = [info.row for info in supervisor.lanes if info.is_here]
+    row = rows.array[here]
     placed = row["version"] > 0
-    lag = np.maximum(row["high_watermark"] - lane_positions(rows, count), 0)
-    states, lanes = np.unique(lane_states(rows, count), return_counts=True)
+    lag = np.maximum(row["high_watermark"] - lane_positions(rows, here), 0)
+    states, lanes = np.unique(lane_states(rows, supervisor.lane_rows()), return_counts=True)
     return Figures(
         time.monotonic(),
-        int(row["records"].sum()),
-        int(row["bytes"].sum()),
+        int(every["records"].sum()),
+        int(every["bytes"].sum()),
         int(lag[placed].sum()),
         {LaneState(state): int(many) for state, many in zip(states.tolist(), lanes.tolist(), strict=True)},
     )
@@ -78,7 +81,7 @@ def read_figures(supervisor: Supervisor) -> Figures:
 
 def find_trouble(supervisor: Supervisor) -> list[Trouble]:
     """Lanes that stand still and should not, those that need a person first."""
-    states = lane_states(supervisor.rows, len(supervisor.lanes))
+    states = lane_states(supervisor.rows, supervisor.lane_rows())
     lanes = np.flatnonzero((states == LaneState.PAUSED) | (states > LaneState.DONE)).tolist()
     troubles = [Trouble(supervisor.lanes[lane], LaneState(int(states[lane]))) for lane in lanes]
     return sorted(troubles, key=lambda trouble: not trouble.state.is_final)

@@ -28,7 +28,7 @@ async def run(link_file: str, level: int, as_json: bool) -> None:
     live = sys.stderr.isatty() and not as_json and level <= logging.INFO
     with watch_signals() as session:
         try:
-            async with session.supervised(config) as supervisor:
+            async with session.supervised(config, durable=True) as supervisor:
                 log.info("started: %s", _what_runs(config, supervisor))
                 await session.until(_show_live(config, supervisor) if live else _log_status(supervisor))
         except Interrupted as signal:

@@ -65,12 +65,14 @@ class Session:
         return task.result()
 
     @contextlib.asynccontextmanager
-    async def supervised(self, config: Config, stop: Stop = "never") -> AsyncIterator[Supervisor]:
+    async def supervised(
+        self, config: Config, stop: Stop = "never", *, durable: bool = False
+    ) -> AsyncIterator[Supervisor]:
         """A started supervisor: drained in the end and when interrupted, killed for any other error.
 
         Raises ReplicatorError when it cannot start.
         """
-        self.supervisor = supervisor = Supervisor(config, stop)
+        self.supervisor = supervisor = Supervisor(config, stop, durable=durable)
         try:
             await self.until(supervisor.start())
         except BaseException:

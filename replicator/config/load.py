@@ -236,13 +236,20 @@ def _check_links(tree: Tree, links: tuple[Link, ...], clusters: dict[str, Cluste
 
 
 def _check_patterns(tree: Tree, path: Path, link: Link) -> None:
-    for key, patterns in (("include", link.topics.include), ("exclude", link.topics.exclude)):
+    lists: list[tuple[Path, tuple[str, ...]]] = [
+        (("topics", "include"), link.topics.include),
+        (("topics", "exclude"), link.topics.exclude),
+        (("groups", "include"), link.groups.include),
+        (("groups", "exclude"), link.groups.exclude),
+    ]
+    lists += [(("policies", index, "topics"), policy.topics) for index, policy in enumerate(link.policies)]
+    for place, patterns in lists:
         for index, pattern in enumerate(patterns):
             try:
                 re.compile(pattern)
             except (re.error, OverflowError, RecursionError) as error:
-                place = (*path, "topics", key, index)
-                raise tree.error(place, f"`{pattern}` is not a regular expression: {error}") from None
+                what = f"`{pattern}` is not a regular expression: {error}"
+                raise tree.error((*path, *place, index), what) from None
 
 
 def _check_loop(tree: Tree, path: Path, link: Link, clusters: dict[str, Cluster]) -> None:

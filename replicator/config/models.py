@@ -106,8 +106,8 @@ class Topics(Struct, frozen=True, forbid_unknown_fields=True):
     ] = (".*",)
     exclude: Annotated[
         Patterns,
-        Meta(description="The same, to leave topics out. Replaces the default: internal topics."),
-    ] = ("__.*", r".*[-.]internal", r".*\.replica")
+        Meta(description="The same, to leave topics out. Replaces the default: internal topics, MM2's and ours too."),
+    ] = ("__.*", r".*[-.]internal", r".*\.replica", r"(.*\.)?heartbeats", r"replicator\..*\.(state|offsets|events)")
 
     def selects(self, topic: str) -> bool:
         return _any_matches(self.include, topic) and not _any_matches(self.exclude, topic)
@@ -235,6 +235,13 @@ class Link(Struct, frozen=True, forbid_unknown_fields=True):
     session_timeout_ms: Annotated[
         int, _number(1_000, 1_800_000, "After how long without a sign of life a worker's shards go to others.")
     ] = 10_000
+    group_protocol: Annotated[
+        Literal["classic", "consumer"],
+        Meta(
+            description="How workers share out the shards. `consumer` is Kafka 4's own (KIP-848), whose session"
+            " timeout is the broker's: 45 s by default."
+        ),
+    ] = "classic"
     policies: Annotated[
         tuple[Policy, ...], Meta(max_length=1000, description="What is done about damage, by topic.")
     ] = ()
@@ -322,6 +329,11 @@ class Cluster(Struct, frozen=True):
     bootstrap: tuple[tuple[str, int], ...]  # IPv6 hosts without their brackets
     properties: dict[str, str]
     client_id: str = "replicator"
+
+    @property
+    def control_client_id(self) -> str:
+        """Of clients that keep a link's state: a quota that slows the data down must not hold up its checkpoints."""
+        return f"{self.client_id}.control"
 
 
 class Config(Struct, frozen=True):

@@ -17,7 +17,6 @@ from replicator.data.orders import (
     Assign,
     Drain,
     Drained,
-    LaneChanged,
     LaneSpec,
     Order,
     Report,
@@ -35,14 +34,22 @@ KILL_AFTER_S = 15.0
 class WorkerProcess:
     """One worker's place: the process in it may change, its lanes stay."""
 
-    def __init__(self, index: int, setup: Setup, rows_fd: int, on_change: Callable[[LaneChanged], None]) -> None:
+    def __init__(
+        self,
+        index: int,
+        setup: Setup,
+        rows_fd: int,
+        on_report: "Callable[[WorkerProcess, Order | Report], None]",
+        on_gone: "Callable[[WorkerProcess], None]",
+    ) -> None:
         self.index = index
         self.lanes: list[LaneSpec] = []
         self.restarts = 0
         self.process: asyncio.subprocess.Process | None = None
         self._setup = setup
         self._rows_fd = rows_fd
-        self._on_change = on_change
+        self._on_report = on_report
+        self._on_gone = on_gone
         self._orders: asyncio.StreamWriter | None = None
         self._draining = False
         self._keeping = asyncio.ensure_future(self._keep())
@@ -54,6 +61,11 @@ class WorkerProcess:
     def assign(self, lanes: list[LaneSpec]) -> None:
         self.lanes += lanes
         self._send(Assign(lanes))
+
+    @property
+    def draining(self) -> bool:
+        """It is to end: it leaves its groups by itself, or we end, too."""
+        return self._draining
 
     async def drain(self) -> None:
         """Lets the worker finish what it has begun, and waits until it is gone."""
@@ -83,6 +95,7 @@ class WorkerProcess:
         while True:
             started = asyncio.get_running_loop().time()
             code = await self._run_once()
+            self._on_gone(self)
             if self._draining:
                 return
             self.restarts += 1
@@ -116,10 +129,9 @@ class WorkerProcess:
         try:
             while True:
                 report = await read_message(reader, decoder)
-                if isinstance(report, LaneChanged):
-                    self._on_change(report)
-                elif isinstance(report, Drained) and report.lanes_left:
+                if isinstance(report, Drained) and report.lanes_left:
                     log.warning("worker %d: %d lanes did not settle in time", self.index, report.lanes_left)
+                self._on_report(self, report)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # it is gone; its exit code tells how
 

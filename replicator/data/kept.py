@@ -11,6 +11,7 @@ from replicator.errors import ConnectionLost, ReplicatorError, Where
 from replicator.kafka.backoff import Backoff
 from replicator.kafka.cluster import Cluster
 from replicator.kafka.connection import Connection
+from replicator.tasks import must_not_end
 
 RECONNECT_MS_MAX = 1_000  # as Kafka's own clients: reconnect.backoff.max.ms
 
@@ -46,7 +47,7 @@ class KeptConnection:
         self._on_up = on_up
         self._on_down = on_down
         self._keeping = asyncio.ensure_future(self._keep())
-        self._keeping.add_done_callback(_must_not_end)
+        self._keeping.add_done_callback(must_not_end)
 
     async def close(self) -> None:
         """Ends it for good."""
@@ -78,9 +79,3 @@ class KeptConnection:
         finally:
             self.current = None
             connection.close(ConnectionLost("closed by us", where=Where(self._cluster.alias)))
-
-
-def _must_not_end(keeping: asyncio.Task[None]) -> None:
-    """Raises, in the loop's own hands, what nobody awaits: a broker that is not kept any more must not go unnoticed."""
-    if not keeping.cancelled():
-        keeping.result()

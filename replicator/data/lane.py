@@ -1,99 +1,162 @@
-"""One lane's life outside the fast path: finding its place, and what is done about everything that goes wrong.
+"""One lane's life outside the fast path: getting to its place, and what is done about everything that goes wrong.
 
 While batches flow, nothing here runs. The native core calls a person, so to speak, when something about the lane is
 in doubt, having stopped it first; then one of three procedures runs, never two at once:
 
-    _place        read the target's tail, compare it with the checkpoint, go on from exactly there
+    _place        read the target's tail, compare it with the checkpoint, go on from exactly there (placement.py)
     _find_source  the source partition has another leader, or none: look for it; what was fetched stays good
     _stop         send what is queued, then stand still with a state and a reason until a person acts
-
-The rule behind `_place`: never resend on a guess. The log end offset and the last batch's header on the target say
-how many records beyond the checkpoint have landed; that many are fetched again and passed over, not sent.
 """
 
 import asyncio
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from replicator._core import VERDICTS, Event, Lane, open_batch
 from replicator.config.models import StartAt
 from replicator.data.orders import LaneSpec
+from replicator.data.placement import LaneStopped, Mark, Place, Placement
 from replicator.data.reasons import WHY
 from replicator.data.source import SourceBroker
 from replicator.data.states import Checkpoint, LaneState
+from replicator.data.stuck import RetentionWatch, StuckLso, blocking_producer
 from replicator.data.target import TargetBroker
+from replicator.data.transitions import (
+    UNAUTHORIZED,
+    Trigger,
+    by_fetch_error,
+    by_policy,
+    by_produce_error,
+    by_verdict,
+    next_state,
+)
 from replicator.errors import Action, ClusterError, NetworkError, ReplicatorError, kafka_error
 from replicator.kafka.backoff import Backoff
 from replicator.kafka.cluster import Leader
 from replicator.kafka.codec import NO_ID
-from replicator.kafka.log import END, START, LogTail, Partition, fetch_slice, find_offset, read_tail
+from replicator.kafka.log import (
+    END,
+    START,
+    LogTail,
+    Partition,
+    fetch_slice,
+    find_epoch_end,
+    find_offset,
+    read_tail,
+)
+from replicator.state.records import LaneRecord, spell_topic_id
 
 if TYPE_CHECKING:
+    from replicator.data.audit import Recent
+    from replicator.data.ledger import LaneLedger
     from replicator.data.worker import Worker
 
 NEVER = (1 << 63) - 1
-SEQUENCE_MASK = 0x7FFF_FFFF
 SUSPECT_TRIES = 3  # an error that may be the batch's fault, at the same position
 MISSING_TRIES = 5  # looks at the metadata before a topic counts as deleted
 UNAUTHORIZED_PAUSE_S = 30.0
+AUDIT_LAG_MAX = 100_000  # records: a lane that is further behind has better things to do
+AUDIT_SEGMENTS = 64
+STALLED_S = 60.0  # longer than brokers throttle a client at a time
 RETRY_MS_MAX = 2_000  # what a paused lane asks is shared with the others, or small
-STILL_S = 0.3  # how long the target's tail must not move before we believe that the old connection's requests are over
-OFFSET_OUT_OF_RANGE, UNKNOWN_SERVER_ERROR, CORRUPT_MESSAGE = 1, -1, 2
-UNAUTHORIZED = {29, 31}
-
-
-class LaneStopped(Exception):
-    """Ends a procedure: the lane stands still in this state."""
-
-    def __init__(self, state: LaneState, reason: str) -> None:
-        super().__init__(reason)
-        self.state = state
-        self.reason = reason
+OFFSET_OUT_OF_RANGE = 1
 
 
 class LaneRunner:
-    """Runs one lane of a worker. `native` is the fast path's half; its events come in by `on_event`."""
+    """Runs one lane of a worker. `native` is the fast path's half; its events come in by `on_event`.
 
-    def __init__(self, spec: LaneSpec, worker: "Worker") -> None:
+    `keep` makes its ledger, if its checkpoints are kept on the target cluster; `saved` is what its last owner left
+    there. Without a ledger they are in shared memory, for as long as this run lasts.
+    """
+
+    def __init__(
+        self,
+        spec: LaneSpec,
+        worker: "Worker",
+        saved: LaneRecord | None = None,
+        keep: "Callable[[LaneRunner], LaneLedger] | None" = None,
+    ) -> None:
         self.spec = spec
         self.worker = worker
         self.source = Partition(worker.clusters[spec.source], spec.topic, spec.partition)
         self.target = Partition(worker.clusters[spec.target], spec.target_topic, spec.partition)
+        self.producer = (saved.producer_id, saved.producer_epoch) if saved else (spec.producer_id, spec.producer_epoch)
+        durable = keep is not None
         self.native = Lane(
             spec.topic,
             spec.topic_id,
             spec.target_topic,
             spec.partition,
-            (spec.producer_id, spec.producer_epoch),
+            self.producer,
             worker.rows.bytes_of(spec.row),
+            hold_gaps=durable,
+            tolerate=durable and spec.policy.foreign_writes == "tolerate",
         )
         self.native.runner = self
         self.source_broker: SourceBroker | None = None
         self.target_broker: TargetBroker | None = None
-        self.state = LaneState.STARTING
-        # Above zero: an earlier worker had this lane, and left its checkpoint.
-        self._placed = worker.rows.get(spec.row, "version") > 0
-        self._in_doubt = self._placed  # requests whose answers nobody heard may still be landing on the target
-        self._stop_offset = worker.rows.get(spec.row, "stop_offset") if self._placed else NEVER
+        self.state = LaneState.UNUSED
+        self.reason = ""
+        self.since_ms = 0
+        self.ledger = keep(self) if keep else None
+        # Its row holds a checkpoint. At first: an earlier process of this worker left it.
+        self.placed = not durable and worker.rows.get(spec.row, "version") > 0
+        # Requests whose answers nobody heard may still be landing on the target.
+        self._in_doubt = self.placed or saved is not None
+        self._stop_offset = worker.rows.get(spec.row, "stop_offset") if self.placed else NEVER
         self._procedure: asyncio.Task[None] | None = None
         self._draining = False
         self._backoff = Backoff(limit_ms=RETRY_MS_MAX)
+        self._stuck, self._retention = StuckLso(), RetentionWatch()
+        self._moved, self._moved_s = (-1, 0), 0.0  # row version and batches in flight, and since when it is so
         self._suspect = (-1, 0)  # position, tries there
         self._troubled_at = -1  # position when something last went wrong
-        self._topic_ids = {self.source: spec.topic_id, self.target: NO_ID}  # NO_ID: not known yet
+        self._adjust: Callable[[Place], Place] | None = None  # what a policy makes of the next place found
+        # NO_ID: not known yet
+        self._topic_ids = {self.source: spec.topic_id, self.target: NO_ID}
 
     # ---- states ----
 
-    def _change(self, state: LaneState, reason: str = "") -> None:
-        self.state = state
-        self.worker.lane_changed(self, state, reason)
+    def _change(self, trigger: Trigger, reason: str = "") -> None:
+        """What happened, and the state that it leads to. Raises InternalError when it cannot happen in this state."""
+        state = next_state(self.state, trigger)
+        if state is not self.state:
+            self.since_ms = int(time.time() * 1000)
+        self.state, self.reason = state, reason
+        self.worker.lane_changed(self, trigger, reason)
+
+    def tell(self, trigger: Trigger, reason: str) -> None:
+        """Something that a person should know of, whatever the state."""
+        self.worker.lane_event(self, trigger, reason)
+
+    @property
+    def shown_state(self) -> LaneState:
+        """`state`, with `copying`, `tailing` and `done` told apart."""
+        return self.worker.rows.state(self.spec.row)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.worker.rows.checkpoint(self.spec.row)
+
+    @property
+    def version(self) -> int:
+        """Grows with each checkpoint."""
+        return self.counter("version")
+
+    def counter(self, column: str) -> int:
+        return self.worker.rows.get(self.spec.row, column)
+
+    def topic_id(self, partition: Partition) -> bytes:
+        """Of the lane's source or target: the incarnation of the topic that this lane is about."""
+        return self._topic_ids[partition]
 
     @property
     def _position(self) -> int:
-        return self.worker.rows.checkpoint(self.spec.row).position
+        return self.checkpoint.position
 
     def start(self) -> None:
-        self._change(LaneState.STARTING)
+        self._change(Trigger.ASSIGNED)
         self._run(self._place())
 
     def drain(self) -> None:
@@ -112,21 +175,24 @@ class LaneRunner:
             self._procedure.cancel()
             await asyncio.gather(self._procedure, return_exceptions=True)
         self.native.halt()
+        self.native.runner = None  # without the circle it goes at once, and lets go of its row
 
     def _run(self, procedure: Coroutine[Any, Any, None]) -> None:
         if self._procedure:
             self._procedure.cancel()
         self._procedure = asyncio.ensure_future(self._guard(procedure))
+        # Cancelled before its first step, the task would leave its procedure behind, never begun and never closed.
+        self._procedure.add_done_callback(lambda _: procedure.close())
 
     async def _guard(self, procedure: Coroutine[Any, Any, None]) -> None:
         try:
             await procedure
         except LaneStopped as stopped:
             self.native.halt()
-            self._change(stopped.state, stopped.reason)
+            self._change(stopped.trigger, stopped.reason)
         except Exception as error:
             self.native.halt()
-            self._change(LaneState.FAILED, f"our own fault, please report it: {error!r}")
+            self._change(Trigger.OWN_FAULT, f"our own fault, please report it: {error!r}")
             raise
 
     # ---- what goes wrong ----
@@ -145,36 +211,51 @@ class LaneRunner:
             case "produce_error":
                 self._on_produce_error(event.code, event.text)
             case "offset_drift":
-                self._replace(f"an answer names offset {event.second} where {event.first} was due")
+                self._replace(
+                    Trigger.OFFSET_DRIFT, f"an answer names offset {event.second} where {event.first} was due"
+                )
             case "answer_lost":
                 self._in_doubt = True
-                self._replace(f"no answer to a Produce: {event.text}")
+                self._replace(Trigger.ANSWER_LOST, f"no answer to a Produce: {event.text}")
+            case "gap_ahead":
+                self.worker.spawn(self._announce())
+
+    async def _announce(self) -> None:
+        """Has the gaps that queued batches stand behind written down, so that they may go."""
+        if self.ledger is None:
+            return
+        try:
+            await self.ledger.announce()
+        except (ClusterError, NetworkError) as error:
+            if not self.state.is_final and not self._draining:
+                self._replace(Trigger.MAP_NOT_WRITTEN, f"the offset map cannot be written: {error}")
 
     def _on_fetch_error(self, code: int) -> None:
         row = kafka_error(code)
+        trigger, reason = by_fetch_error(code), f"source: {row.name}: {row.meaning}"
         if code == OFFSET_OUT_OF_RANGE:
             self._run(self._out_of_range())
-        elif row.action in (Action.RETRY, Action.REFRESH) or code in UNAUTHORIZED:
-            self._run(self._find_source(f"source: {row.name}: {row.meaning}", code))
+        elif trigger.is_final:
+            self._run(self._stop(trigger, reason))
         else:
-            self._run(self._stop(LaneState.FAILED, f"source: {row.name}: {row.meaning}"))
+            self._run(self._find_source(trigger, reason))
 
     def _on_cannot_take(self, verdict: str, offset: int) -> None:
         reason = f"batch at source offset {offset}: {WHY[verdict]}"
         if verdict == "refuse_malformed" and self._may_try_again():
-            self._replace(reason)
+            self._replace(Trigger.BATCH_DAMAGED, reason)
         else:
-            self._run(self._stop(LaneState.FAILED, reason))
+            self._run(self._stop(by_verdict(verdict), reason))
 
     def _on_produce_error(self, code: int, words: str) -> None:
         row = kafka_error(code)
-        reason = f"target: {row.name}: {words or row.meaning}"
-        suspect = code in (UNKNOWN_SERVER_ERROR, CORRUPT_MESSAGE)
-        stops = row.action in (Action.DIVERT, Action.STOP) and code not in UNAUTHORIZED
-        if (suspect and not self._may_try_again()) or (stops and not suspect):
-            self._run(self._stop(LaneState.FAILED, f"{reason} (batch at source offset {self._position})"))
+        trigger, reason = by_produce_error(code), f"target: {row.name}: {words or row.meaning}"
+        if trigger is Trigger.BATCH_SUSPECT and not self._may_try_again():
+            trigger = Trigger.BATCH_REFUSED
+        if trigger.is_final:
+            self._run(self._stop(trigger, f"{reason} (batch at source offset {self._position})"))
         else:
-            self._replace(reason, UNAUTHORIZED_PAUSE_S if code in UNAUTHORIZED else 0)
+            self._replace(trigger, reason, UNAUTHORIZED_PAUSE_S if trigger is Trigger.UNAUTHORIZED else 0)
 
     def _may_try_again(self) -> bool:
         position, tries = self._suspect
@@ -187,22 +268,62 @@ class LaneRunner:
         if self.state.is_final or self._draining or (self._procedure and not self._procedure.done()):
             return
         if broker is self.target_broker:
-            self._replace(str(error))
+            self._replace(Trigger.TARGET_AWAY, str(error))
         elif broker is self.source_broker:
-            self._run(self._find_source(str(error)))
+            self._run(self._find_source(Trigger.SOURCE_AWAY, str(error)))
+
+    def recent(self) -> "Recent | None":
+        """What an audit may look at: what was copied lately, unless there is something better to do."""
+        from replicator.data.audit import Recent
+
+        behind = self.counter("high_watermark") - self._position > AUDIT_LAG_MAX
+        segments = self.native.segments() if self.placed and self.state is LaneState.COPYING and not behind else ()
+        return Recent(self.source, self.target, segments[-AUDIT_SEGMENTS:]) if segments else None
+
+    def watch(self, now_s: float) -> None:
+        """Looks for what no error tells of: an open transaction that holds everybody up, retention that comes near."""
+        if self.state is not LaneState.COPYING:
+            return
+        high_watermark, position = self.counter("high_watermark"), self._position
+        if self._is_stalled(now_s):
+            self._replace(Trigger.STALLED, f"batches wait to be sent, and none is on its way for {STALLED_S:.0f} s")
+            return
+        stuck = self._stuck.update(position, self.counter("last_stable_offset"), high_watermark, now_s)
+        if stuck:
+            self.worker.spawn(self._tell_stuck(stuck))
+        near = self._retention.update(self.counter("log_start_offset"), position, high_watermark, now_s)
+        if near:
+            self.tell(near, f"the source's log starts at {self.counter('log_start_offset')}, we are at {position}")
+
+    def _is_stalled(self, now_s: float) -> bool:
+        """True if something is queued and nothing has happened for too long: a fault of ours, not to be silent."""
+        now = (self.version, self.native.in_flight)
+        if now != self._moved or not self.native.queued or self.native.in_flight:
+            self._moved, self._moved_s = now, now_s
+        return now_s - self._moved_s > STALLED_S
+
+    async def _tell_stuck(self, trigger: Trigger) -> None:
+        self.tell(trigger, await blocking_producer(self.source) if trigger is Trigger.LSO_STUCK else "")
+
+    def on_frozen(self, stood_s: float, pause_s: float) -> None:
+        """This process stood still: somebody else may have gone on with this lane."""
+        if not self.state.is_final and not self._draining:
+            self._in_doubt = True
+            reason = f"this worker stood still for {stood_s:.1f} s: looking who owns its lanes now"
+            self._replace(Trigger.FROZEN, reason, pause_s)
 
     # ---- procedures ----
 
-    def _pause(self, reason: str) -> None:
+    def _pause(self, trigger: Trigger, reason: str) -> None:
         """Waiting begins short again if something was settled since the last trouble: that one is over."""
         if self._position != self._troubled_at:
             self._backoff.reset()
             self._troubled_at = self._position
-        self._change(LaneState.PAUSED, reason)
+        self._change(trigger, reason)
 
-    def _replace(self, reason: str, pause_s: float = 0) -> None:
+    def _replace(self, trigger: Trigger, reason: str, pause_s: float = 0) -> None:
         self.native.halt()
-        self._pause(reason)
+        self._pause(trigger, reason)
         self._run(self._place(pause_s or self._backoff.next_s()))
 
     async def _place(self, pause_s: float = 0) -> None:
@@ -213,18 +334,19 @@ class LaneRunner:
                 await self._drained()
                 await self._refresh(self.target)
                 await self._refresh(self.source)
+                self._check_left()
                 await self._resume()
                 break
             except ClusterError as error:
                 self._may_retry(error)
                 pause_s = UNAUTHORIZED_PAUSE_S if error.code in UNAUTHORIZED else self._backoff.next_s()
             except NetworkError as error:
-                self._change(LaneState.PAUSED, str(error))
+                self._change(Trigger.NOT_PLACED, str(error))
                 pause_s = self._backoff.next_s()
 
     async def _refresh(self, partition: Partition) -> None:
         """A fresh look at who leads; a topic that is missing for good, or is another by now, stops the lane."""
-        gone = LaneState.FAILED if partition is self.source else LaneState.TARGET_LOST
+        gone = Trigger.SOURCE_DELETED if partition is self.source else Trigger.TARGET_DELETED
         for attempt in range(MISSING_TRIES):
             await partition.cluster.refresh([partition.topic])
             if partition.topic in partition.cluster.topics:
@@ -240,16 +362,36 @@ class LaneRunner:
         if then == NO_ID:
             self._topic_ids[partition] = now
         elif now not in (then, NO_ID):
-            what = "topic was deleted and made again: another log under the same name"
-            if partition is self.source:
-                raise LaneStopped(LaneState.RECREATED, f"the source {what}")
-            raise LaneStopped(LaneState.TARGET_LOST, f"the target {what}")
+            raise self._made_again(partition)
+
+    def _check_left(self) -> None:
+        """Compares both topics with those that the last owner left. If both are others, the lane begins anew; if one
+        is, it cannot go on: raises LaneStopped."""
+        if self.placed or not self.ledger or not (saved := self.ledger.saved):
+            return
+        changed = [
+            partition
+            for partition, left in ((self.source, saved.topic_id), (self.target, saved.target_topic_id))
+            if left and any(self.topic_id(partition)) and left != spell_topic_id(self.topic_id(partition))
+        ]
+        if len(changed) == 2:
+            self.ledger.begin_anew()
+        elif changed:
+            raise self._made_again(changed[0])
+
+    def _made_again(self, partition: Partition) -> LaneStopped:
+        what = "topic was deleted and made again: another log under the same name"
+        if partition is self.source:
+            return LaneStopped(Trigger.SOURCE_RECREATED, f"the source {what}")
+        return LaneStopped(Trigger.TARGET_RECREATED, f"the target {what}")
 
     def _may_retry(self, error: ClusterError) -> None:
-        if error.row.action in (Action.RETRY, Action.REFRESH) or error.code in UNAUTHORIZED:
-            self._change(LaneState.PAUSED, str(error))
+        if error.code in UNAUTHORIZED:
+            self._change(Trigger.UNAUTHORIZED, str(error))
+        elif error.row.action in (Action.RETRY, Action.REFRESH):
+            self._change(Trigger.NOT_PLACED, str(error))
         else:
-            raise LaneStopped(LaneState.FAILED, str(error))
+            raise LaneStopped(Trigger.CANNOT_PLACE, str(error))
 
     async def _drained(self) -> None:
         """Waits until nothing of this lane is in flight: answered, or given up with its connection."""
@@ -257,24 +399,38 @@ class LaneRunner:
             await asyncio.sleep(0.005)
 
     async def _resume(self) -> None:
-        if self._placed:
-            checkpoint = self.worker.rows.checkpoint(self.spec.row)
-            landed = await self._all_landed(checkpoint)
-        else:
-            checkpoint = await self._first_checkpoint(await read_tail(self.target))
-            landed = 0
+        place = await self._find_place()
+        if self._adjust:
+            place = self._adjust(place)
+        if self.ledger:
+            await self.ledger.place(place, forget=self._adjust is not None)
+        if place.trigger:
+            self._change(place.trigger, place.news)
         self._join_target()
-        self.native.resume(checkpoint, landed, self._stop_offset)
-        self._placed, self._in_doubt = True, False
+        self.native.resume(place.checkpoint, place.landed, self._stop_offset, place.segments)
+        self.placed, self._in_doubt, self._adjust = True, False, None
         self._join_source(self._leader(self.source))
-        self._change(LaneState.COPYING)
+        self._change(Trigger.PLACED)
         self.worker.pump_soon()
+
+    async def _find_place(self) -> Place:
+        mark = self._mark()
+        if mark is None:
+            return Place(await self._first_checkpoint(await read_tail(self.target)))
+        placement = Placement(self.source, self.target, self.producer, self.spec.policy, by_map=self.ledger is not None)
+        return await placement.find(mark, self._in_doubt)
+
+    def _mark(self) -> Mark | None:
+        """What is known for certain: by the row, once the lane was placed; else by what its last owner left."""
+        if self.placed:
+            return Mark(self.checkpoint, self.native.segments(), self.ledger.ahead if self.ledger else ())
+        return self.ledger.mark() if self.ledger else None
 
     async def _first_checkpoint(self, tail: LogTail) -> Checkpoint:
         """Of a lane that never ran; settles where it is to stop, too. Its target must be empty."""
         if tail.end_offset:
             raise LaneStopped(
-                LaneState.FAILED,
+                Trigger.TARGET_NOT_EMPTY,
                 f"the target partition is not empty (its log ends at {tail.end_offset}) and nothing says that these"
                 " records are ours; use an empty topic, or rename",
             )
@@ -297,49 +453,6 @@ class LaneRunner:
             return max(log_start, min(offset, first.base_offset)) if first else offset
         return await find_offset(self.source, START if start == "earliest" else END)
 
-    async def _all_landed(self, checkpoint: Checkpoint) -> int:
-        """As `_landed`, but not before requests of a lost connection have stopped landing.
-
-        The sequence would refuse them, or recognise ours behind them, but for old records a broker keeps no sequence.
-        """
-        landed = self._landed(checkpoint, await read_tail(self.target))
-        while self._in_doubt:
-            before = landed
-            await asyncio.sleep(STILL_S)
-            landed = self._landed(checkpoint, await read_tail(self.target))
-            if landed == before:
-                break
-        return landed
-
-    def _landed(self, checkpoint: Checkpoint, tail: LogTail) -> int:
-        """How many records beyond the checkpoint the target holds. Raises LaneStopped when that cannot be told."""
-        beyond = tail.end_offset - checkpoint.target_next
-        if beyond < 0:
-            raise LaneStopped(
-                LaneState.TARGET_LOST,
-                f"the target's log ends at {tail.end_offset}, but {checkpoint.target_next} was acknowledged",
-            )
-        if beyond and self._beyond(checkpoint, tail) != beyond:
-            raise LaneStopped(
-                LaneState.FAILED,
-                f"target offsets {checkpoint.target_next} to {tail.end_offset - 1} are not all ours: only the link may"
-                " write to this topic",
-            )
-        if not beyond and tail.last and self._beyond(checkpoint, tail):
-            raise LaneStopped(
-                LaneState.TARGET_LOST,
-                f"the target's last batch, at offset {tail.last.base_offset}, is not the one acknowledged there",
-            )
-        return beyond
-
-    def _beyond(self, checkpoint: Checkpoint, tail: LogTail) -> int:
-        """By how many records the sequence of the target's last batch leads the checkpoint; -1 if it is not ours."""
-        last = tail.last
-        if last is None or (last.producer_id, last.producer_epoch) != (self.spec.producer_id, self.spec.producer_epoch):
-            return -1
-        # Not the count: what the log cleaner leaves of a batch keeps its span.
-        return (last.base_sequence + last.last_offset_delta + 1 - checkpoint.sequence) & SEQUENCE_MASK
-
     def _leader(self, partition: Partition) -> Leader:
         leader = partition.cluster.leader(partition.topic, partition.index)
         if leader is None:
@@ -354,11 +467,11 @@ class LaneRunner:
         self.source_broker = self.worker.source_broker(self.spec.source, leader.node_id)
         self.native.set_source(self.source_broker.ring, leader.epoch)
 
-    async def _find_source(self, reason: str, code: int = 0) -> None:
+    async def _find_source(self, trigger: Trigger, reason: str) -> None:
         """Looks for a leader to fetch from; whatever is queued goes on to the target meanwhile."""
         self.native.set_source(None, -1)
-        self._pause(reason)
-        pause_s = UNAUTHORIZED_PAUSE_S if code in UNAUTHORIZED else self._backoff.next_s()
+        self._pause(trigger, reason)
+        pause_s = UNAUTHORIZED_PAUSE_S if trigger is Trigger.UNAUTHORIZED else self._backoff.next_s()
         while True:
             await asyncio.sleep(pause_s)
             pause_s = self._backoff.next_s()
@@ -369,40 +482,79 @@ class LaneRunner:
                 if broker.connected:
                     break
             except LaneStopped as stopped:
-                await self._stop(stopped.state, stopped.reason)
+                await self._stop(stopped.trigger, stopped.reason)
             except ClusterError as error:
                 self._may_retry(error)
             except NetworkError as error:
-                self._change(LaneState.PAUSED, str(error))
+                self._change(Trigger.SOURCE_AWAY, str(error))
         self._join_source(leader)
-        self._change(LaneState.COPYING)
+        self._change(Trigger.SOURCE_FOUND)
         self.worker.pump_soon()
 
-    async def _stop(self, state: LaneState, reason: str) -> None:
+    async def _stop(self, trigger: Trigger, reason: str) -> None:
         """Stands still, after everything that was taken in before is settled."""
+        await self._settle()
+        raise LaneStopped(trigger, reason)
+
+    async def _settle(self) -> None:
+        """Fetches nothing more, and waits until what was taken in is acknowledged, or given up."""
         self.native.set_source(None, -1)
         while self.native.running and (self.native.in_flight or self.native.queued):
             await asyncio.sleep(0.005)
-        raise LaneStopped(state, reason)
 
     async def _out_of_range(self) -> None:
-        wanted = self.worker.rows.get(self.spec.row, "fetch_offset")
+        wanted = self.counter("fetch_offset")
         try:
             log_start, end = await find_offset(self.source, START), await find_offset(self.source, END)
         except (ClusterError, NetworkError) as error:
-            await self._find_source(str(error))
+            await self._find_source(Trigger.SOURCE_ERROR, str(error))
             return
         if wanted < log_start:
-            reason = f"source offsets {wanted} to {log_start - 1} are gone: the log starts at {log_start} now"
-            await self._stop(LaneState.GAP, reason)
-        if wanted > end:
+            await self._pass_gap(wanted, log_start)
+        elif wanted > end:
             reason = f"the source's log ends at {end}, but {wanted - 1} was read before: it was truncated"
-            await self._stop(LaneState.DIVERGED, reason)
-        await self._find_source("the offset was out of range for a moment", OFFSET_OUT_OF_RANGE)
+            await self._fork(end, -1, reason)
+        elif await self._knows_our_epoch(wanted):
+            await self._find_source(Trigger.SOURCE_ERROR, "the offset was out of range for a moment")
+
+    async def _knows_our_epoch(self, wanted: int) -> bool:
+        """False: the leader never heard of the epoch that we read last, an unclean election went back before it. A
+        leader says `out of range` then, too. The lane has gone on or stopped there."""
+        epoch = self.checkpoint.leader_epoch
+        if epoch < 0:
+            return True
+        try:
+            known, end_offset = await find_epoch_end(self.source, epoch)
+        except (ClusterError, NetworkError):
+            return True  # looked at again with the next answer
+        if known == epoch and end_offset >= wanted:
+            return True
+        reason = f"the source's leader knows epoch {known} up to offset {end_offset}, we read epoch {epoch}: truncated"
+        await self._fork(min(end_offset, wanted) if end_offset >= 0 else wanted, known, reason)
+        return False
+
+    async def _pass_gap(self, wanted: int, log_start: int) -> None:
+        trigger = by_policy(self.spec.policy, "source_gap")
+        reason = f"source offsets {wanted} to {log_start - 1} are gone: the log starts at {log_start} now"
+        await self._go_on(trigger, reason, lambda place: place.behind_gap(log_start))
 
     async def _diverged(self, epoch: int, end_offset: int) -> None:
         reason = (
             f"the source's log was truncated: epoch {epoch} ends at {end_offset}, so records from there on are on the"
             " target but not on the source"
         )
-        await self._stop(LaneState.DIVERGED, reason)
+        await self._fork(end_offset, epoch, reason)
+
+    async def _fork(self, end_offset: int, epoch: int, reason: str) -> None:
+        trigger = by_policy(self.spec.policy, "source_truncated")
+        await self._go_on(trigger, reason, lambda place: place.at_fork(end_offset, epoch))
+
+    async def _go_on(self, trigger: Trigger, reason: str, adjust: "Callable[[Place], Place]") -> None:
+        """At a place that a policy has chosen, or not at all."""
+        if trigger.is_final:
+            await self._stop(trigger, reason)
+        await self._settle()
+        self.native.halt()
+        self._adjust = adjust
+        self._change(trigger, reason)
+        await self._place()

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from replicator.config.models import Cluster, Limits, StartAt
+from replicator.config.models import Config, Policy, StartAt
 
 MESSAGE_BYTES_MAX = 64 << 20
 
@@ -14,7 +14,7 @@ MESSAGE_BYTES_MAX = 64 << 20
 class LaneSpec(Struct, frozen=True):
     """One lane: which partition goes where, and how it starts and ends."""
 
-    row: int  # of the shared counters
+    row: int  # of the shared counters; each worker has a row of its own for a lane
     link: str
     source: str  # cluster aliases
     target: str
@@ -26,6 +26,7 @@ class LaneSpec(Struct, frozen=True):
     producer_epoch: int
     start: Literal["earliest", "latest"] | StartAt = "earliest"
     stop: Literal["never", "now"] | Annotated[int, Meta(ge=0)] = "never"
+    policy: Policy = Policy()
 
     @property
     def name(self) -> str:
@@ -33,14 +34,16 @@ class LaneSpec(Struct, frozen=True):
 
 
 class Setup(Struct, frozen=True, tag=True):
-    """First message to a worker."""
+    """First message to a worker. `durable`: its lanes' checkpoints are kept on the target, and it runs those lanes
+    whose shards the link's consumer group gives it; otherwise all that it is told of, for as long as this run lasts."""
 
-    clusters: dict[str, Cluster]
-    limits: Limits
+    config: Config
+    durable: bool
+    name: str  # of the worker, for people
 
 
 class Assign(Struct, frozen=True, tag=True):
-    """Run these lanes, too."""
+    """These lanes exist, too."""
 
     lanes: list[LaneSpec]
 
@@ -50,11 +53,35 @@ class Drain(Struct, frozen=True, tag=True):
 
 
 class LaneChanged(Struct, frozen=True, tag=True):
-    """A lane is in another state now, or in the same for another reason."""
+    """A lane is in another state now, or in the same for another reason. `kind` names what happened."""
 
     row: int
     state: int
+    kind: str
     reason: str
+
+
+class LaneEvent(Struct, frozen=True, tag=True):
+    """Something that a person should know of happened to a lane, whatever its state."""
+
+    row: int
+    kind: str
+    reason: str
+
+
+class LaneReleased(Struct, frozen=True, tag=True):
+    """This worker does not run the lane any more: its shard went elsewhere. `kind` names how."""
+
+    row: int
+    kind: str
+
+
+class ShardsOwned(Struct, frozen=True, tag=True):
+    """The shards of a link that this worker owns by now, and who it is to the link's consumer group."""
+
+    link: str
+    shards: list[int]
+    member_id: str
 
 
 class Drained(Struct, frozen=True, tag=True):
@@ -64,7 +91,7 @@ class Drained(Struct, frozen=True, tag=True):
 
 
 Order = Setup | Assign | Drain
-Report = LaneChanged | Drained
+Report = LaneChanged | LaneEvent | LaneReleased | ShardsOwned | Drained
 
 _encoder = msgspec.msgpack.Encoder()
 

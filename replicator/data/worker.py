@@ -1,6 +1,7 @@
 """A worker: one process of the data plane, with its own loop and sockets, and nothing else to do.
 
-It owns the lanes that the supervisor assigns to it, keeps one SourceBroker and one TargetBroker for each broker that
+It runs the lanes that the supervisor names and, where checkpoints are kept on the target, the link's consumer group
+gives it (shards.py). It keeps one SourceBroker and one TargetBroker for each broker that
 leads any of them, and turns the crank: whenever bytes came or went, every target gathers what waits and every source
 asks for what has room. Run as `python -m replicator.data.worker CONTROL_FD ROWS_FD`; ends when its supervisor does.
 """
@@ -10,8 +11,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Coroutine, Iterable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvloop
@@ -24,6 +25,9 @@ from replicator.data.orders import (
     Drain,
     Drained,
     LaneChanged,
+    LaneEvent,
+    LaneReleased,
+    LaneSpec,
     Order,
     Report,
     Setup,
@@ -33,34 +37,67 @@ from replicator.data.orders import (
 from replicator.data.source import SourceBroker
 from replicator.data.states import LaneState, Rows
 from replicator.data.target import TargetBroker
+from replicator.data.transitions import Trigger
 from replicator.errors import InternalError, ReplicatorError
 from replicator.kafka.cluster import Cluster
 from replicator.kafka.connection import ConnectionSettings
 
+if TYPE_CHECKING:
+    from replicator.data.audit import Auditor
+    from replicator.data.shards import LinkShards
+    from replicator.state.writer import StateWriter
+
 DRAIN_TIMEOUT_S = 10.0
 LANE_BYTES_MIN = 128 << 10
+PULSE_S = 0.25
+FROZEN_S = 2.0  # nothing in this process takes so long
 
 
 class Worker:
     """The lanes of one process and the brokers they stand at."""
 
     def __init__(self, setup: Setup, rows: Rows, reports: asyncio.StreamWriter) -> None:
+        self.config = setup.config
         self.rows = rows
         self.reports = reports
         self.lanes: dict[int, LaneRunner] = {}
         self.source_brokers: dict[tuple[str, int], SourceBroker] = {}
         self.target_brokers: dict[tuple[str, int], TargetBroker] = {}
-        self.around = Surroundings(
-            setup.limits, Pool(setup.limits.credit_bytes), self._on_events, self.pump_soon, self._on_down
-        )
+        limits = setup.config.limits
+        self.around = Surroundings(limits, Pool(limits.credit_bytes), self._on_events, self.pump_soon, self._on_down)
         self.clusters = {
             alias: Cluster(
                 cluster.bootstrap,
-                ConnectionSettings(alias, cluster.client_id, setup.limits.request_timeout_ms, self.around.pool),
+                ConnectionSettings(alias, cluster.client_id, limits.request_timeout_ms, self.around.pool),
             )
-            for alias, cluster in setup.clusters.items()
+            for alias, cluster in setup.config.clusters.items()
         }
         self._pump_handle: asyncio.Handle | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._writers: dict[str, StateWriter] = {}
+        self._shards: dict[str, LinkShards] = {}
+        self._pulse_at = asyncio.get_running_loop().time()
+        self._auditor: Auditor[LaneRunner] | None = None
+        if setup.durable:
+            self._join_groups()
+            self.spawn(self._pulse())
+
+    def _join_groups(self) -> None:
+        from replicator.data.audit import Auditor  # these load numpy and confluent-kafka, which a one-shot copy does
+        from replicator.data.shards import LinkShards  # without
+        from replicator.state.writer import StateWriter
+
+        for link in self.config.links:
+            if link.target not in self._writers:
+                self._writers[link.target] = StateWriter(
+                    self.config.clusters[link.target], self.config.limits.request_timeout_ms
+                )
+            self._shards[link.name] = LinkShards(link, self, self._writers[link.target])
+        self._auditor = Auditor(lambda: list(self.lanes.values()), LaneRunner.recent, self._on_difference)
+        self._auditor.start()
+
+    def _on_difference(self, lane: LaneRunner, sentence: str) -> None:
+        self.lane_event(lane, Trigger.AUDIT_DIFFERS, sentence)
 
     # ---- the crank ----
 
@@ -71,14 +108,37 @@ class Worker:
 
     def _pump(self) -> None:
         self._pump_handle = None
+        if self._shards and self._has_stood_still():
+            return
         for target in self.target_brokers.values():
             target.pump()
         for source in self.source_brokers.values():
             source.pump()
 
+    async def _pulse(self) -> None:
+        while True:
+            await asyncio.sleep(PULSE_S)
+            self._has_stood_still()
+
+    def _has_stood_still(self) -> bool:
+        """Looks at the clock. If this process was frozen for a while, others may own its lanes by now: then nothing
+        more is sent before the target's logs were looked at, and before the group had time to say so."""
+        now = asyncio.get_running_loop().time()
+        stood_s, self._pulse_at = now - self._pulse_at, now
+        if stood_s < FROZEN_S:
+            return False
+        for lane in self.lanes.values():
+            lane.on_frozen(stood_s, pause_s=self._news_due_s())
+        return True
+
+    def _news_due_s(self) -> float:
+        """In how long the group surely has told us what changed: two heartbeats."""
+        return max((shards.link.session_timeout_ms for shards in self._shards.values()), default=0) / 2000
+
     def _on_events(self, events: list[Event]) -> None:
         for event in events:
-            event.lane.runner.on_event(event)
+            if event.lane.runner:  # else the lane is closed
+                event.lane.runner.on_event(event)
 
     def _on_down(self, broker: SourceBroker | TargetBroker, error: ReplicatorError) -> None:
         for lane in list(self.lanes.values()):
@@ -106,37 +166,94 @@ class Worker:
             self.target_brokers[key] = TargetBroker(self.clusters[alias], node_id, self.around)
         return self.target_brokers[key]
 
-    def lane_changed(self, lane: LaneRunner, state: LaneState, reason: str) -> None:
-        self.rows.set_state(lane.spec.row, state)
-        write_message(self.reports, LaneChanged(lane.spec.row, state, reason))
+    def lane_changed(self, lane: LaneRunner, trigger: Trigger, reason: str) -> None:
+        self.rows.set_state(lane.spec.row, lane.state)
+        self.report(LaneChanged(lane.spec.row, lane.state, trigger.kind, reason))
 
-    # ---- orders ----
+    def lane_event(self, lane: LaneRunner, trigger: Trigger, reason: str) -> None:
+        """Something that a person should know of happened to the lane, whatever its state."""
+        self.report(LaneEvent(lane.spec.row, trigger.kind, reason))
+
+    def report(self, report: Report) -> None:
+        if not self.reports.is_closing():
+            write_message(self.reports, report)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs it beside everything else. What it raises is a fault of ours, and ends the process."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned_has_ended)
+
+    def _spawned_has_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.result()
+
+    # ---- lanes come and go ----
 
     def assign(self, order: Assign) -> None:
-        for spec in order.lanes:
-            self.lanes[spec.row] = LaneRunner(spec, self)
+        if not self._shards:
+            for spec in order.lanes:
+                self.start_lane(LaneRunner(spec, self))
+            return
+        for name, shards in self._shards.items():
+            shards.know(spec for spec in order.lanes if spec.link == name)
+
+    def start_lane(self, lane: LaneRunner) -> None:
+        self.lanes[lane.spec.row] = lane
+        self._share_credit()
+        lane.start()
+
+    def cannot_start(self, spec: LaneSpec, reason: str) -> None:
+        """The lane stands still before it began."""
+        self.rows.set_state(spec.row, LaneState.FAILED)
+        self.report(LaneChanged(spec.row, LaneState.FAILED, Trigger.CANNOT_PLACE.kind, reason))
+
+    async def release(self, lanes: Iterable[LaneRunner], trigger: Trigger) -> None:
+        """These lanes are somebody else's now."""
+        for lane in lanes:
+            self.lanes.pop(lane.spec.row, None)
+            self.rows.set_state(lane.spec.row, LaneState.UNUSED)
+            self.report(LaneReleased(lane.spec.row, trigger.kind))
+            await lane.close()
+        self._share_credit()
+
+    def _share_credit(self) -> None:
         for broker in self.source_brokers.values():
             broker.ring.limit(self._lane_bytes_max())
-        for spec in order.lanes:
-            self.lanes[spec.row].start()
 
     async def drain(self) -> int:
         """Fetches nothing more, waits for what is under way; returns how many lanes did not settle in time."""
+        left = await self._leave_groups()
         for lane in self.lanes.values():
             lane.drain()
         deadline = asyncio.get_running_loop().time() + DRAIN_TIMEOUT_S
-        while left := sum(not lane.settled for lane in self.lanes.values()):
+        while unsettled := sum(not lane.settled for lane in self.lanes.values()):
             if asyncio.get_running_loop().time() > deadline:
                 break
             await asyncio.sleep(0.01)
-        return left
+        return left + unsettled
+
+    async def _leave_groups(self) -> int:
+        """Gives up every shard in good order; returns how many lanes did not settle in time."""
+        leaving = list(self._shards.values())
+        await asyncio.gather(*(shards.close() for shards in leaving))
+        self._shards.clear()
+        return sum(shards.unsettled for shards in leaving)
 
     async def close(self) -> None:
+        await self._leave_groups()
+        if self._auditor:
+            await self._auditor.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         closing: list[Coroutine[Any, Any, None]] = [lane.close() for lane in self.lanes.values()]
         await asyncio.gather(*closing)
         closing = [broker.close() for broker in self.source_brokers.values()]
         closing += [broker.close() for broker in self.target_brokers.values()]
         closing += [cluster.close() for cluster in self.clusters.values()]
+        closing += [writer.close() for writer in self._writers.values()]
         await asyncio.gather(*closing)
 
 
@@ -152,7 +269,10 @@ async def serve(control: socket.socket, rows: Rows) -> None:
     asyncio.get_running_loop().set_exception_handler(_end_at_once)
     reader, reports = await asyncio.open_connection(sock=control)
     decoder: msgspec.msgpack.Decoder[Order | Report] = msgspec.msgpack.Decoder(Order | Report)
-    setup = await read_message(reader, decoder)
+    try:
+        setup = await read_message(reader, decoder)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return  # the supervisor was gone before it had a word for us
     if not isinstance(setup, Setup):
         raise InternalError("the first order to a worker was not its setup")
     worker = Worker(setup, rows, reports)

@@ -12,6 +12,7 @@ from replicator.errors import ClusterError, ConnectionLost, NetworkError, Unreac
 from replicator.kafka.codec import NO_ID, Api, Body
 from replicator.kafka.connection import Address, Connection, ConnectionSettings
 from replicator.kafka.messages import METADATA
+from replicator.tasks import may_fail_unheard
 
 REFRESH_PAUSE_S = 0.05  # between two metadata requests: a storm of stale lanes asks once
 
@@ -40,9 +41,11 @@ class Cluster:
         self.settings = settings
         self.topics: dict[str, TopicMetadata] = {}
         self.brokers: dict[int, Address] = {}
+        self.cluster_id = ""
         self._bootstrap = bootstrap
         self._connections: dict[Address, asyncio.Task[Connection]] = {}
         self._wanted: set[str] = set()
+        self._refused: set[str] = set()  # topics that we may not describe
         self._refresh: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
@@ -83,6 +86,7 @@ class Cluster:
         task = self._connections.get(address)
         if task is None or (task.done() and (task.exception() or task.result().lost.done())):
             task = asyncio.ensure_future(Connection.open(address, self.settings))
+            task.add_done_callback(may_fail_unheard)
             self._connections[address] = task
         return await asyncio.shield(task)
 
@@ -96,12 +100,17 @@ class Cluster:
     async def refresh(self, topics: Iterable[str]) -> None:
         """A picture of these topics that is newer than this call. A topic that does not exist leaves `topics`.
 
-        Raises NetworkError when no broker answers.
+        Raises NetworkError when no broker answers, ClusterError when we may not describe one of these.
         """
+        topics = list(topics)
         self._wanted.update(topics)
         if self._refresh is None or self._refresh.done():
             self._refresh = asyncio.ensure_future(self._refresh_wanted())
+            self._refresh.add_done_callback(may_fail_unheard)
         await asyncio.shield(self._refresh)
+        for topic in topics:
+            if topic in self._refused:  # others' topics, asked for in the same request, are no concern of ours
+                raise ClusterError(_UNAUTHORIZED, "Metadata", where=Where(self.alias, topic))
 
     async def _refresh_wanted(self) -> None:
         await asyncio.sleep(REFRESH_PAUSE_S)
@@ -110,7 +119,10 @@ class Cluster:
         found = {row["name"]: row for row in body["topics"]}
         for name in wanted:
             row = found.get(name)
-            if row is None or row["error_code"] in _GONE:
+            self._refused.discard(name)
+            if row is not None and row["error_code"] == _UNAUTHORIZED:
+                self._refused.add(name)
+            elif row is None or row["error_code"] in _GONE:
                 self.topics.pop(name, None)
             elif row["error_code"] == 0 or row["partitions"]:
                 self.topics[name] = _topic(row)
@@ -123,9 +135,7 @@ class Cluster:
     async def _metadata(self, topics: list[Body] | None) -> Body:
         body = await self.request(METADATA, {"topics": topics})
         self.brokers = {row["node_id"]: (row["host"], row["port"]) for row in body["brokers"]} or self.brokers
-        for row in body["topics"]:
-            if row["error_code"] == _UNAUTHORIZED and topics is not None:
-                raise ClusterError(_UNAUTHORIZED, "Metadata", where=Where(self.alias, row["name"]))
+        self.cluster_id = body["cluster_id"] or self.cluster_id
         return body
 
 

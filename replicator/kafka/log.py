@@ -9,7 +9,7 @@ from replicator._core import BatchHeader, open_batch
 from replicator.errors import ClusterError, ProtocolError, Where
 from replicator.kafka.cluster import Cluster
 from replicator.kafka.codec import Body
-from replicator.kafka.messages import FETCH, LIST_OFFSETS
+from replicator.kafka.messages import FETCH, LIST_OFFSETS, OFFSET_FOR_LEADER_EPOCH
 
 END = -1  # ListOffsets' own names for the two ends of a log
 START = -2
@@ -47,10 +47,11 @@ class LogSlice:
 
 @dataclass(frozen=True)
 class LogTail:
-    """The end of a log: the offset of the next record, and the header of the last batch (None: empty log)."""
+    """The end of a log: the offset of the next record, the header of the last batch (None: empty log) and its bytes."""
 
     end_offset: int
     last: BatchHeader | None
+    records: bytes = b""
 
 
 async def find_offset(partition: Partition, timestamp: int) -> int:
@@ -65,6 +66,18 @@ async def find_offset(partition: Partition, timestamp: int) -> int:
     if row["offset"] < 0:
         return await find_offset(partition, END)
     return int(row["offset"])
+
+
+async def find_epoch_end(partition: Partition, leader_epoch: int) -> tuple[int, int]:
+    """The largest leader epoch up to this one that the leader knows, and the offset after its last record.
+
+    (-1, -1) when it knows none. Raises as find_offset (KIP-320).
+    """
+    asked = {"partition": partition.index, "leader_epoch": leader_epoch}
+    body = {"topics": [{"topic": partition.topic, "partitions": [asked]}]}
+    answer = await partition.cluster.request(OFFSET_FOR_LEADER_EPOCH, body, partition.leader_id())
+    row = _only(answer["topics"], partition, index="partition")
+    return int(row["leader_epoch"]), int(row["end_offset"])
 
 
 async def fetch_slice(partition: Partition, offset: int, bytes_max: int) -> LogSlice:
@@ -96,13 +109,13 @@ async def read_tail(partition: Partition) -> LogTail:
     last = open_batch(found.records)
     if last is None:
         raise ProtocolError("a Fetch below the log's end brought no batch", where=partition.where)
-    return LogTail(end, last)
+    return LogTail(end, last, found.records)
 
 
-def _only(topics: list[Body], partition: Partition) -> Body:
+def _only(topics: list[Body], partition: Partition, index: str = "partition_index") -> Body:
     for topic in topics:
         for row in topic.get("partitions", ()):
-            if row["partition_index"] == partition.index:
+            if row[index] == partition.index:
                 if row["error_code"]:
                     raise ClusterError(row["error_code"], where=partition.where)
                 return dict(row)

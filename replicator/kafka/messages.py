@@ -12,6 +12,7 @@ in Fetch): they are skipped.
 from replicator.errors import ClusterError
 from replicator.kafka.codec import (
     BOOL,
+    BYTES,
     INT8,
     INT16,
     INT32,
@@ -342,6 +343,143 @@ PRODUCE = Api(
     ),
 )
 
+# --- consumer groups ----------------------------------------------------------------------------------------
+# Not by librdkafka's admin client: asked for a group's offsets while the coordinator moves, it takes the process down
+# (librdkafka issue 5040), and it knows no share or streams groups.
+
+FIND_COORDINATOR = Api(
+    key=10,
+    name="FindCoordinator",
+    versions=(1,),
+    flexible_since=3,
+    request=Struct(
+        Field("key", STRING),
+        Field("key_type", INT8, default=0),  # a group; 1: a transactional id
+    ),
+    response=Struct(
+        Field("throttle_time_ms", INT32, default=0),
+        Field("error_code", INT16),
+        Field("error_message", NULLABLE_STRING, default=None),
+        Field("node_id", INT32, default=-1),
+        Field("host", STRING, default=""),
+        Field("port", INT32, default=-1),
+    ),
+)
+
+_group_listed = Struct(
+    Field("group_id", STRING),
+    Field("protocol_type", STRING),  # "": nobody ever joined it
+    Field("group_state", STRING, since=4, default=""),
+    Field("group_type", STRING, since=5, default=""),
+)
+
+LIST_GROUPS = Api(
+    key=16,
+    name="ListGroups",
+    versions=(2, 4, 5),  # 4: states; 5: types
+    flexible_since=3,
+    request=Struct(
+        Field("states_filter", Array(STRING), since=4, default=()),
+        Field("types_filter", Array(STRING), since=5, default=()),
+    ),
+    response=Struct(
+        Field("throttle_time_ms", INT32, default=0),
+        Field("error_code", INT16),
+        Field("groups", Array(_group_listed)),
+    ),
+)
+
+_member = Struct(
+    Field("member_id", STRING),
+    Field("client_id", STRING),
+    Field("client_host", STRING),
+    Field("member_metadata", BYTES),
+    Field("member_assignment", BYTES),
+)
+
+_group_described = Struct(
+    Field("error_code", INT16),
+    Field("group_id", STRING),
+    Field("group_state", STRING),
+    Field("protocol_type", STRING),
+    Field("protocol_data", STRING),
+    Field("members", Array(_member)),
+)
+
+DESCRIBE_GROUPS = Api(
+    key=15,
+    name="DescribeGroups",
+    versions=(2,),  # for brokers that list groups without their state
+    flexible_since=5,
+    request=Struct(Field("groups", Array(STRING))),
+    response=Struct(
+        Field("throttle_time_ms", INT32, default=0),
+        Field("groups", Array(_group_described)),
+    ),
+)
+
+_offset_committed = Struct(
+    Field("partition_index", INT32),
+    Field("committed_offset", INT64),
+    Field("committed_leader_epoch", INT32, default=-1),
+    Field("metadata", NULLABLE_STRING, default=None),
+    Field("error_code", INT16),
+)
+
+_partitions_asked_for = Struct(Field("name", STRING), Field("partition_indexes", Array(INT32)))
+
+OFFSET_FETCH = Api(
+    key=9,
+    name="OffsetFetch",
+    versions=(5, 7),  # 5: leader epochs; 7: can wait for the end of a transaction
+    flexible_since=6,
+    request=Struct(
+        Field("group_id", STRING),
+        Field("topics", Array(_partitions_asked_for, nullable=True), default=None),  # null: all of them
+        Field("require_stable", BOOL, since=7, default=False),
+    ),
+    response=Struct(
+        Field("throttle_time_ms", INT32, default=0),
+        Field("topics", Array(Struct(Field("name", STRING), Field("partitions", Array(_offset_committed))))),
+        Field("error_code", INT16, default=0),
+    ),
+)
+
+_offset_to_commit = Struct(
+    Field("partition_index", INT32),
+    Field("committed_offset", INT64),
+    Field("committed_leader_epoch", INT32, default=-1),
+    Field("committed_metadata", NULLABLE_STRING, default=None),
+)
+
+_commit_answered = Struct(Field("partition_index", INT32), Field("error_code", INT16))
+
+OFFSET_COMMIT = Api(
+    key=8,
+    name="OffsetCommit",
+    versions=(6,),  # leader epochs
+    flexible_since=8,
+    request=Struct(
+        Field("group_id", STRING),
+        Field("generation_id_or_member_epoch", INT32, default=-1),  # -1, and no member: in the name of an empty group
+        Field("member_id", STRING, default=""),
+        Field("topics", Array(Struct(Field("name", STRING), Field("partitions", Array(_offset_to_commit))))),
+    ),
+    response=Struct(
+        Field("throttle_time_ms", INT32, default=0),
+        Field("topics", Array(Struct(Field("name", STRING), Field("partitions", Array(_commit_answered))))),
+    ),
+)
+
+LEAVE_GROUP = Api(
+    key=13,
+    name="LeaveGroup",
+    versions=(2,),  # on behalf of a worker that died: one member, by its id
+    flexible_since=4,
+    request=Struct(Field("group_id", STRING), Field("member_id", STRING)),
+    response=Struct(Field("throttle_time_ms", INT32, default=0), Field("error_code", INT16)),
+)
+
 # --- the table ----------------------------------------------------------------------------------------------
 
 APIS: dict[int, Api] = {
@@ -355,6 +493,12 @@ APIS: dict[int, Api] = {
         DESCRIBE_PRODUCERS,
         FETCH,
         PRODUCE,
+        FIND_COORDINATOR,
+        LIST_GROUPS,
+        DESCRIBE_GROUPS,
+        OFFSET_FETCH,
+        OFFSET_COMMIT,
+        LEAVE_GROUP,
     )
 }
 

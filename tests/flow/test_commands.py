@@ -1,4 +1,4 @@
-"""`replicator copy` and `replicator run` between two embedded clusters: exit codes, reports, signals."""
+"""`replicator copy` between two embedded clusters: exit codes, reports, signals."""
 
 import asyncio
 import json
@@ -20,7 +20,6 @@ from replicator.cli.copy import CopyJob
 from replicator.cli.main import main
 from replicator.control.embedded import EmbeddedCluster
 from replicator.data.verify import Claim, LaneVerdict, verify_lanes
-from tests.harness.waiting import eventually
 
 HOME = Path(replicator.__file__).parents[1]
 TIMEOUT_S = 60
@@ -179,89 +178,3 @@ def test_copy_interrupted_while_it_verifies_has_copied(pair: Pair, monkeypatch: 
     report = json.loads(result.stdout)
     assert (result.exit_code, report["outcome"], report["records"]) == (143, "interrupted", 300)
     assert [topic["outcome"] for topic in report["topics"]] == ["copied"]
-
-
-# ---- run, and signals ----
-
-
-class Running:
-    """`replicator run` of a link from the pair's source to its target, in a process of its own."""
-
-    def __init__(self, pair: Pair, folder: Path, *options: str, program: Sequence[str] = PROGRAM) -> None:
-        file = folder / "link.yaml"
-        file.write_text(
-            json.dumps(
-                {
-                    "clusters": {
-                        "us": {"bootstrap.servers": pair.source.bootstrap_servers},
-                        "eu": {"bootstrap.servers": pair.target.bootstrap_servers},
-                    },
-                    "links": [{"source": "us", "target": "eu"}],
-                    "workers": 2,
-                    "limits": {"fetch_wait_ms": 20},
-                }
-            )
-        )
-        command = [sys.executable, *program, "run", str(file), *options]
-        self.process = subprocess.Popen(command, cwd=HOME, stderr=subprocess.PIPE, text=True)
-
-    def children(self) -> list[int]:
-        listed = subprocess.run(["ps", "-A", "-o", "ppid=,pid="], capture_output=True, text=True, check=True)
-        pairs = (line.split() for line in listed.stdout.splitlines())
-        return [int(pid) for parent, pid in pairs if int(parent) == self.process.pid]
-
-    def end(self, *signals: int) -> list[str]:
-        """Sends the signals; returns the log when the process has ended."""
-        for number in signals:
-            os.kill(self.process.pid, number)
-        return self.process.communicate(timeout=TIMEOUT_S)[1].splitlines()
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_run_drains_on_the_first_signal(pair: Pair, tmp_path: Path, number: int) -> None:
-    running = Running(pair, tmp_path, "--json-log", "--verbose")
-    pair.produce(pair.source, "orders", 3000)
-    eventually(lambda: pair.ends(pair.target, "orders") == [1000] * PARTITIONS, "the records on the target")
-    workers = running.children()
-    log = [json.loads(line) for line in running.end(number)]
-    assert running.process.returncode == 0
-    assert len(workers) == 2
-    assert not any(map(alive, workers))
-    messages = [line["message"] for line in log]
-    assert "started: us-eu (us -> eu), 6 lanes, 2 workers" in messages
-    assert "us-eu orders-0: copying" in messages
-    assert messages[-1] == f"{signal.Signals(number).name}: stopped in order"
-    assert not [line for line in log if line["level"] in ("warning", "error")]
-
-
-def test_run_ends_at_once_on_the_second_signal(pair: Pair, tmp_path: Path) -> None:
-    running = Running(pair, tmp_path)
-    assert running.process.stderr
-    assert "started" in running.process.stderr.readline()
-    eventually(lambda: len(running.children()) == 2, "the workers")
-    workers = running.children()
-    log = running.end(signal.SIGTERM, signal.SIGINT)
-    assert running.process.returncode in (128 + signal.SIGTERM, 128 + signal.SIGINT)
-    assert not any("Traceback" in line for line in log)
-    eventually(lambda: not any(map(alive, workers)), "the workers' end")
-
-
-def test_run_says_every_now_and_then_how_it_goes(pair: Pair, tmp_path: Path) -> None:
-    pair.produce(pair.source, "orders", 3000)
-    running = Running(pair, tmp_path, "--json-log", program=OFTEN)
-    assert running.process.stderr
-    lines = map(json.loads, iter(running.process.stderr.readline, ""))
-    status = next(line for line in lines if line.get("records") == 3000)
-    assert status["message"].startswith("6 lanes: ")
-    assert (sum(status["lanes"].values()), status["lag_records"]) == (6, 0)
-    assert status["records_per_s"] > 0
-    running.end(signal.SIGTERM)
-    assert running.process.returncode == 0

@@ -6,18 +6,31 @@ operator would: states, reasons, positions, worker pids.
 
 import asyncio
 import threading
+import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any, Self
 
 from replicator.config.load import from_data
-from replicator.control.supervisor import Stop, Supervisor
+from replicator.control.supervisor import LaneInfo, Stop, Supervisor
 from replicator.data.states import Checkpoint, LaneState
 from tests.harness.waiting import eventually
 
 
 def link_config(source: str, target: str, topics: str, **options: Any) -> dict[str, Any]:
-    """A configuration with one link `source-target` for the topics that match; `options` are the file's other keys."""
-    link = {"source": "source", "target": "target", "topics": {"include": [topics]}, **options.pop("link", {})}
+    """A configuration with one link, of a name of its own, for the topics that match; `options` are other keys.
+
+    Few shards: the link's own topics are made for every test.
+    """
+    link = {
+        "name": f"test-{uuid.uuid4().hex[:12]}",
+        "source": "source",
+        "target": "target",
+        "topics": {"include": [topics]},
+        "shards": 4,
+        "session_timeout_ms": 6_000,
+        "groups": {"sync_interval_ms": 0},
+        **options.pop("link", {}),
+    }
     return {
         "clusters": {"source": {"bootstrap.servers": source}, "target": {"bootstrap.servers": target}},
         "links": [link],
@@ -29,9 +42,10 @@ def link_config(source: str, target: str, topics: str, **options: Any) -> dict[s
 class RunningLink:
     """A context manager: starts on entry, drains on exit (kills, if the test failed)."""
 
-    def __init__(self, config: dict[str, Any], stop: Stop = "never") -> None:
-        self._config = from_data(config)
+    def __init__(self, config: dict[str, Any], stop: Stop = "never", *, durable: bool = True) -> None:
+        self.config = from_data(config)
         self._stop = stop
+        self._durable = durable and stop == "never"
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="supervisor", daemon=True)
         self.supervisor: Supervisor
@@ -50,7 +64,7 @@ class RunningLink:
         self._end(self.supervisor.kill if failed else self.supervisor.drain)
 
     async def _make(self) -> Supervisor:
-        return Supervisor(self._config, stop=self._stop)
+        return Supervisor(self.config, stop=self._stop, durable=self._durable)
 
     def _end(self, how: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
@@ -66,19 +80,30 @@ class RunningLink:
     @property
     def lanes(self) -> dict[tuple[str, int], int]:
         """(source topic, partition) -> row."""
-        return {(info.spec.topic, info.spec.partition): info.spec.row for info in self.supervisor.lanes}
+        return {(info.spec.topic, info.spec.partition): info.row for info in self.supervisor.lanes}
+
+    def _info(self, topic: str, partition: int) -> LaneInfo:
+        return next(i for i in self.supervisor.lanes if (i.spec.topic, i.spec.partition) == (topic, partition))
 
     def state(self, topic: str, partition: int = 0) -> LaneState:
-        return self.supervisor.state(self.lanes[topic, partition])
+        return self.supervisor.rows.state(self.lanes[topic, partition])
 
     def reason(self, topic: str, partition: int = 0) -> str:
-        return self.supervisor.lanes[self.lanes[topic, partition]].reason
+        return self._info(topic, partition).reason
 
     def checkpoint(self, topic: str, partition: int = 0) -> Checkpoint:
         return self.supervisor.rows.checkpoint(self.lanes[topic, partition])
 
     def counter(self, name: str, topic: str, partition: int = 0) -> int:
         return self.supervisor.rows.get(self.lanes[topic, partition], name)
+
+    def shares(self) -> list[set[int]]:
+        """The partitions of the lanes that each worker runs."""
+        shares: list[set[int]] = [set() for _ in self.supervisor.workers]
+        for info in self.supervisor.lanes:
+            if info.is_here:
+                shares[info.row % len(shares)].add(info.spec.partition)
+        return shares
 
     def worker_pids(self) -> list[int]:
         return [worker.pid for worker in self.supervisor.workers if worker.pid]
@@ -97,4 +122,4 @@ class RunningLink:
 
     def describe(self) -> str:
         rows = self.supervisor.lanes
-        return "; ".join(f"{i.spec.name} {self.supervisor.state(i.spec.row).name} {i.reason}" for i in rows)
+        return "; ".join(f"{i.spec.name} {self.supervisor.rows.state(i.row).name} {i.reason}" for i in rows)

@@ -33,6 +33,7 @@ _LINE_BYTES_MAX = 16 << 20
 # would wait behind many seconds of bulk data.
 _LINK_QUEUE_S_MAX = 0.2
 _LAST_ANSWER_TIMEOUT_S = 30
+_LAST_STEPS_S = 0.05
 _CONTROL_TIMEOUT_S = 10
 
 
@@ -181,7 +182,7 @@ class FaultProxy:
         self._clients[task] = connection
         try:
             await connection.run()
-        except* (_Cut, OSError, EOFError):
+        except* (_Cut, OSError, EOFError, asyncio.CancelledError):
             pass  # how connections end, here as in life
         except* Exception as problem:
             self._problem = problem
@@ -213,7 +214,9 @@ class FaultProxy:
 
     async def _stop(self) -> None:
         await self._listen(False)
+        await asyncio.sleep(_LAST_STEPS_S)  # what was accepted a moment ago begins,
         await self._cut_all()
+        await asyncio.sleep(_LAST_STEPS_S)  # and what was cut lets go of its sockets
         self._ended.set()
 
 

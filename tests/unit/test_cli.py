@@ -24,7 +24,7 @@ from replicator.cli.results import WORDS, LaneResult, Results, by_topic
 from replicator.cli.session import Interrupted, watch_signals
 from replicator.config.models import StartAt
 from replicator.data.orders import LaneSpec
-from replicator.data.states import ROWS_MAX, LaneState, Rows, row_dtype
+from replicator.data.states import LANES_MAX, LaneState, Rows, row_dtype
 from replicator.data.verify import LaneVerdict, Outcome
 
 COPY = ["copy", "--from", "127.0.0.1:1", "--to", "127.0.0.1:2", "--topics", "orders"]
@@ -206,7 +206,7 @@ def test_lines_are_lent_to_a_display_and_given_back(capsys: pytest.CaptureFixtur
 @pytest.fixture
 def rows() -> Iterator[Rows]:
     with tempfile.TemporaryFile() as file:
-        file.truncate(ROWS_MAX * row_dtype().itemsize)
+        file.truncate(LANES_MAX * row_dtype().itemsize)
         yield Rows(file.fileno())
 
 
@@ -223,10 +223,10 @@ def test_states_of_all_lanes_are_the_states_of_each(rows: Rows) -> None:
         row["stop_offset"] = stop
         row["checkpoints"]["position"][version & 1] = position
         row["checkpoints"]["position"][1 - (version & 1)] = -77
-    states = figures.lane_states(rows, len(cases))
+    states = figures.lane_states(rows, range(len(cases)))
     assert states.tolist() == [rows.state(index) for index in range(len(cases))]
     assert {LaneState.COPYING, LaneState.TAILING, LaneState.DONE} <= set(states.tolist())
-    assert figures.lane_positions(rows, len(cases)).tolist() == [case[2] for case in cases]
+    assert figures.lane_positions(rows, range(len(cases))).tolist() == [case[2] for case in cases]
     assert [case[0] for case in cases] == [row["state"] for row in rows.array[: len(cases)]], "rows were written to"
 
 
@@ -287,7 +287,7 @@ DONE = LaneState.DONE
     [
         (lane("t", 0, DONE, Outcome.IDENTICAL), "verified"),
         (lane("t", 0, DONE), "copied"),
-        (lane("t", 0, DONE, Outcome.RECOMPRESSED, "zstd"), "recompressed"),
+        (lane("t", 0, DONE, Outcome.EQUAL, "zstd"), "equal"),
         (lane("t", 0, LaneState.COPYING), "interrupted"),
         (lane("t", 0, LaneState.PAUSED, why="no leader"), "interrupted"),
         (lane("t", 0, DONE, Outcome.UNKNOWN, "gone"), "unverified"),
@@ -316,7 +316,7 @@ def test_the_worst_lane_speaks_for_its_topic_and_the_worst_topic_for_all() -> No
 
 def test_every_outcome_has_a_headline() -> None:
     assert WORDS.index("verified") == 0
-    for made in (lane("t", 0, DONE), lane("t", 0, DONE, Outcome.RECOMPRESSED, "zstd")):
+    for made in (lane("t", 0, DONE), lane("t", 0, DONE, Outcome.EQUAL, "zstd")):
         assert "10 records (1.00 kB) copied in 2.5 s" in results(made).headline()
 
 

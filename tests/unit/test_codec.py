@@ -50,6 +50,12 @@ WITNESSES = {
     "DescribeProducers": (admin.DescribeProducersRequest, admin.DescribeProducersResponse),
     "Fetch": (consumer.FetchRequest, consumer.FetchResponse),
     "Produce": (producer.ProduceRequest, producer.ProduceResponse),
+    "FindCoordinator": (metadata.FindCoordinatorRequest, metadata.FindCoordinatorResponse),
+    "ListGroups": (admin.ListGroupsRequest, admin.ListGroupsResponse),
+    "DescribeGroups": (admin.DescribeGroupsRequest, admin.DescribeGroupsResponse),
+    "LeaveGroup": (consumer.LeaveGroupRequest, consumer.LeaveGroupResponse),
+    "OffsetFetch": (consumer.OffsetFetchRequest, consumer.OffsetFetchResponse),
+    "OffsetCommit": (consumer.OffsetCommitRequest, consumer.OffsetCommitResponse),
 }
 
 MESSAGES = pytest.mark.parametrize(

@@ -16,9 +16,12 @@ from replicator.config.models import (
     KIB,
     MIB,
     Config,
+    Groups,
     Limits,
     Link,
     LinkFile,
+    Mm2Topics,
+    Policy,
     Rename,
     StartAt,
     Topics,
@@ -48,6 +51,19 @@ links:
     start: {timestamp: 2026-11-01T00:00:00Z}
     replication_factor: 3
     refresh_topics_ms: 5000
+    shards: 16
+    checkpoint_interval_ms: 500
+    session_timeout_ms: 20000
+    group_protocol: consumer
+    policies:
+      - {topics: ["payments-.*"], source_gap: stop, target_lost: stop}
+      - {source_truncated: continue, foreign_writes: tolerate}
+    groups:
+      include: ["billing", "app-.*"]
+      exclude: []
+      rename: "us.{group}"
+      sync_interval_ms: 1000
+    mm2_topics: {checkpoints: true, heartbeats: true, offset_syncs: target, separator: "-", interval_ms: 2000}
   - {source: no, target: us, rename: {template: "{topic}.mirror"}, start: latest, replication_factor: broker}
 workers: 2
 limits:
@@ -86,6 +102,16 @@ def test_everything() -> None:
             StartAt(datetime(2026, 11, 1, tzinfo=UTC)),
             3,
             5000,
+            16,
+            500,
+            20_000,
+            "consumer",
+            (
+                Policy(("payments-.*",), source_gap="stop", target_lost="stop"),
+                Policy(source_truncated="continue", foreign_writes="tolerate"),
+            ),
+            Groups(("billing", "app-.*"), (), "us.{group}", 1000),
+            Mm2Topics(True, True, "target", "-", 2000),
         ),
         Link("no", "us", "no-us", Topics(), Rename(template="{topic}.mirror"), "latest", "broker", 30_000),
     )
@@ -446,9 +472,24 @@ def test_files_that_are_none(tmp_path: Path, content: bytes | None, answer: str)
 # ---- the schema ----
 
 
+def test_the_first_policy_that_names_a_topic_counts() -> None:
+    first = parse(EVERYTHING).links[0]
+    assert [first.policy(topic).source_gap for topic in ("payments-eu", "orders")] == ["stop", "continue"]
+    assert first.policy("payments-eu").foreign_writes == "fence"
+    assert Link("us", "eu").policy("orders") == Policy()
+
+
+def test_groups_are_selected_and_renamed() -> None:
+    groups = parse(EVERYTHING).links[0].groups
+    assert [groups.selects(group) for group in ("app-1", "billing", "billing-2")] == [True, True, False]
+    assert groups.target_group("app-1") == "us.app-1"
+    kept_out = ("console-consumer-7", "connect-sink", "__internal", "replicator.us-eu")
+    assert [group for group in ("orders", *kept_out) if Groups().selects(group)] == ["orders"]
+
+
 def test_the_schema_lists_exactly_the_options() -> None:
     documented = {name: set(part["properties"]) for name, part in json_schema()["$defs"].items()}
-    models = [LinkFile, Link, Topics, Rename, StartAt, Limits]
+    models = [LinkFile, Link, Topics, Rename, StartAt, Limits, Policy, Groups, Mm2Topics]
     assert documented == {model.__name__: set(model.__struct_fields__) for model in models}
 
 
