@@ -1,8 +1,8 @@
 """Kafka's official Java clients, asked through one small program that stays in its JVM.
 
 A JVM takes a second to start and far longer to become fast, so each version of the clients gets one JVM that
-answers commands line by line (`Witness.java` describes them). The class is compiled once a version and kept
-with the jars.
+answers commands line by line (`Witness.java` describes them). The classes are compiled once a version and
+kept with the jars.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from tests.harness import tether
 from tests.harness.jars import KafkaUnavailable, cache_root, class_path, java
 from tests.harness.records import Dump, NewRecord, Record
 
-_SOURCE = Path(__file__).parent.parent / "java" / "Witness.java"
+_SOURCES = sorted((Path(__file__).parent.parent / "java").glob("*.java"))
 _END_GRACE_S = 10
 _STDERR_TAIL_BYTES = 4000
 
@@ -111,7 +111,7 @@ class JavaWitness:
             "config": config,
             "abort": abort,
         }
-        offsets: list[int] = self._ask("produce", command, [])
+        offsets: list[int] = self.ask("produce", command, [])
         return offsets
 
     def dump(self, bootstrap: str, topic: str, isolation: str = "read_uncommitted") -> Dump:
@@ -121,7 +121,7 @@ class JavaWitness:
         """
         rows: list[list[Any]] = []
         command = {"bootstrap": bootstrap, "topic": topic, "isolation": isolation}
-        summary = self._ask("dump", command, rows)
+        summary = self.ask("dump", command, rows)
         if summary["records"] != len(rows):
             raise JavaWitnessError(f"Java sent {summary['records']} records, {len(rows)} arrived")
         read: Dump = {partition: [] for partition in range(summary["partitions"])}
@@ -134,11 +134,14 @@ class JavaWitness:
     def fill(self, bootstrap: str, topic: str, bulk: Fill, config: Mapping[str, str] | None = None) -> dict[str, float]:
         """Write bulk data and return {"count", "value_bytes", "seconds"}. Raises JavaWitnessError."""
         command = {"bootstrap": bootstrap, "topic": topic, "config": config, **asdict(bulk)}
-        summary: dict[str, float] = self._ask("fill", command, [])
+        summary: dict[str, float] = self.ask("fill", command, [])
         return summary
 
-    def _ask(self, operation: str, arguments: Mapping[str, object], rows: list[list[Any]]) -> Any:
-        """Send a command, add the rows of its answer to `rows`, and return the summary behind them."""
+    def ask(self, operation: str, arguments: Mapping[str, object], rows: list[list[Any]]) -> Any:
+        """Send a command, add the rows of its answer to `rows`, and return the summary behind them.
+
+        Raises JavaWitnessError.
+        """
         try:
             self._stdin.write(json.dumps({"op": operation, **arguments}) + "\n")
             self._stdin.flush()
@@ -149,7 +152,7 @@ class JavaWitness:
             if isinstance(answer, list):
                 rows.append(answer)
             elif "error" in answer:
-                raise JavaWitnessError(f"{operation} of {arguments['topic']}: {answer['error']}")
+                raise JavaWitnessError(f"{operation} of {arguments.get('topic', '?')}: {answer['error']}")
             else:
                 return answer["ok"]
         raise self._gone(operation)
@@ -163,7 +166,7 @@ class JavaWitness:
 
 def _compiled(version: str) -> Path:
     """Return the folder of the compiled program for a version of the clients, compiling if need be."""
-    digest = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES)).hexdigest()[:16]
     folder = cache_root() / f"witness-{version}-{digest}"
     if folder.is_dir():
         return folder
@@ -180,13 +183,13 @@ def _compiled(version: str) -> Path:
             libraries,
             "-d",
             str(classes),
-            str(_SOURCE),
+            *map(str, _SOURCES),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if "jdk.compiler not found" in done.stdout + done.stderr:
             raise KafkaUnavailable(f"needs a Java development kit: {java()} is a runtime without its compiler")
         if done.returncode:
-            raise JavaWitnessError(f"{_SOURCE.name} does not compile against Kafka {version}:\n{done.stderr}")
+            raise JavaWitnessError(f"tests/java does not compile against Kafka {version}:\n{done.stderr}")
         try:
             classes.rename(folder)
         except OSError:

@@ -64,11 +64,12 @@ public final class Witness {
         String outcome = "ok";
         try {
             var command = json.readTree(line);
-            result = switch (command.get("op").asText()) {
+            String op = command.get("op").asText();
+            result = switch (op) {
                 case "produce" -> produce(command);
                 case "dump" -> dump(command);
                 case "fill" -> fill(command);
-                default -> throw new IllegalArgumentException("unknown op " + command.get("op"));
+                default -> Mm2.answer(op, command);
             };
         } catch (Exception problem) {
             outcome = "error";
