@@ -1,8 +1,8 @@
 """How a copy ended: a word for each lane, the worst of them for each topic, the worst of those for the whole.
 
-The words, best first: `verified` and `copied` (not verified, because nobody asked); `recompressed` (verified as far as
-the target's broker, which packed the batches anew, leaves anything to compare); `interrupted`; `unverified` (should
-have been, but a log could not be read); `differs`; `failed`.
+The words, best first: `verified` and `copied` (not verified, because nobody asked); `equal` (verified record by
+record, since the target's broker packed the batches anew or put its own time on them); `interrupted`; `unverified`
+(should have been, but a log could not be read); `differs`; `failed`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,12 +15,12 @@ from replicator.data.orders import LaneSpec
 from replicator.data.states import LaneState
 from replicator.data.verify import LaneVerdict, Outcome
 
-WORDS = ("verified", "copied", "recompressed", "interrupted", "unverified", "differs", "failed")
+WORDS = ("verified", "copied", "equal", "interrupted", "unverified", "differs", "failed")
 GOOD = WORDS[:3]
 
 _OF_VERDICT = {
     Outcome.IDENTICAL: "verified",
-    Outcome.RECOMPRESSED: "recompressed",
+    Outcome.EQUAL: "equal",
     Outcome.DIFFERENT: "differs",
     Outcome.UNKNOWN: "unverified",
 }
@@ -114,8 +114,8 @@ class Results:
                 return f"{size} copied and verified {took}: every batch is the same on both sides"
             case "copied":
                 return f"{size} copied {took}, not verified"
-            case "recompressed":
-                return f"{size} copied {took}; verified by counts and timestamps, since the target recompresses"
+            case "equal":
+                return f"{size} copied {took}; verified record by record: the target's broker made the batches anew"
             case "interrupted":
                 return (
                     f"interrupted after {spell_seconds(self.seconds)}: {size} of {self.total_records:,} copied; to copy"

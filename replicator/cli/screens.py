@@ -1,4 +1,4 @@
-"""What people see on a terminal: the live screen of `run`, progress bars, tables. The only user of rich.
+"""What people see on a terminal: the live screen of `run`, progress bars, tables. Only `status_screen` uses rich, too.
 
 Everything is drawn when the caller says so: no thread redraws in the background, and the cores stay with the workers.
 Whatever the number of lanes, a screen's height is bounded.
@@ -140,7 +140,7 @@ class BarScreen(Screen):
 
 # ---- the end of a copy ----
 
-_STYLES = {"verified": "green", "copied": "green", "recompressed": "yellow", "interrupted": "yellow"}
+_STYLES = {"verified": "green", "copied": "green", "equal": "green", "interrupted": "yellow"}
 
 
 def print_results(results: Results) -> None:

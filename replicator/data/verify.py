@@ -1,41 +1,48 @@
-"""Proof that a copy is a copy: both logs are read again, from the brokers, and compared batch by batch.
+"""Proof that a copy is a copy: both logs are read again, from the brokers, and compared.
 
-What a lane moves is the records section of each batch, as the producer made it. So source and target hold the same
-bytes there, in the same order, without a hole on the target: equal counts, equal timestamps, equal codec and equal
-CRC-32C of the section, at the target offset that follows from all batches before. What a lane leaves out (control
-batches, and batches that compaction has emptied) is left out here as well.
+What a lane moves is the records section of each batch, as the producer made it. So where source and target hold the
+same batches, a batch is compared as a whole: place, counts, timestamps, and the CRC-32C of the section. Where the
+target's batches are others, packed anew by its broker or by us, they are opened, and compared record by record: key,
+value, headers, timestamp, at the offset that is due. Either way every batch must match its own checksum.
 
-A target topic with a `compression.type` of its own is another matter: its broker opens every batch and packs it anew.
-Then counts and timestamps are all that is left to compare, and the verdict says so instead of claiming more.
+The core compares one segment: a run of source offsets, each with its place on the target (`Comparison.segment`).
+Around it are two ways to come by segments. A copy (`Claim`) makes its own from what is on the source: everything, in
+order, without a hole on the target and nothing after it. A link that runs (`MappedClaim`) has an offset map; then the
+holes between its segments are looked at as well: on the source they may hold nothing that a lane carries, on the
+target nothing that is ours.
+
+What counts as a difference and what does not:
+
+* Offsets that one log has deleted since (retention, DeleteRecords) cannot be compared any more. They are counted.
+* Records that a log cleaner took out of a compacted topic leave holes, on one side or on both. Where the claim says
+  that this may be, they are counted; elsewhere a hole is a difference.
+* A target that stamps records itself (LogAppendTime) has other timestamps. Everything else is compared.
+* Records of others between the map's segments on the target are counted.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from replicator._core import BatchHeader, crc32c, open_batch
-from replicator.errors import Action, ClusterError, NetworkError, ProtocolError, ReplicatorError
-from replicator.kafka.backoff import Backoff
-from replicator.kafka.log import LogSlice, Partition, fetch_slice
+from replicator.data import ranges
+from replicator.data.compare import Comparison, Difference, Enough, Tally
+from replicator.data.log_reader import SLICE_BYTES, TRANSACTIONAL, Gone, LogReader
+from replicator.data.ranges import Segment
+from replicator.errors import ReplicatorError
+from replicator.kafka.log import START, Partition, find_offset
+from replicator.state.offset_map import Segments
 
-SLICE_BYTES = 1 << 20
 LANES_AT_ONCE = 8  # two slices each are in memory
-FETCH_TRIES = 6  # over about two seconds: a leader may move while we read
-
-BATCH_HEADER_SIZE = 61
-CODEC = 0x07
-CONTROL = 0x20
-CODECS = ("none", "gzip", "snappy", "lz4", "zstd", "codec 5", "codec 6", "codec 7")
-OFFSET_OUT_OF_RANGE = 1
 
 
 class Outcome(Enum):
     """What a comparison found."""
 
     IDENTICAL = "identical"  # every records section, byte by byte
-    RECOMPRESSED = "recompressed"  # counts and timestamps are equal; the target's broker made the bytes anew
+    EQUAL = "equal"  # every record; the target's broker packed them anew, or stamped them
     DIFFERENT = "different"
     UNKNOWN = "unknown"  # one of the logs could not be read to the end
 
@@ -54,6 +61,10 @@ class LaneVerdict:
     bytes: int
     batches: int
     checksum: int
+    gone: int = 0  # records that are in the map, and that one of the logs has deleted since
+    cleaned: int = 0  # records that only one of the logs still has, because the other's cleaner took them
+    foreign: int = 0  # records of others in the map's holes on the target
+    passed_over: int = 0  # transactional records in the map's holes on the source
 
 
 class Claim(NamedTuple):
@@ -69,34 +80,25 @@ class Claim(NamedTuple):
     target_start: int = 0
 
 
-class _Batch(NamedTuple):
-    header: BatchHeader
-    section: memoryview  # the records, compressed as they are
+class MappedClaim(NamedTuple):
+    """That these segments of an offset map hold. `source` and `target` are partitions as in a Claim.
 
+    With a `fraction` below 1 random ranges of them are compared, always the same for the same `seed`. Comparing ends
+    early after `bytes_max` of the source.
+    """
 
-class _Difference(Exception):
-    """Ends a comparison: here the target is not what the source is."""
-
-
-class _Tally:
-    """What was compared so far."""
-
-    def __init__(self) -> None:
-        self.records = self.bytes = self.batches = self.checksum = 0
-        self.recompressed = ""  # the first batch that was, in words
-
-    def add(self, batch: _Batch) -> None:
-        self.records += batch.header.count
-        self.bytes += batch.header.size
-        self.batches += 1
-        self.checksum = crc32c(batch.section, self.checksum)
-
-    def verdict(self, outcome: Outcome, reason: str) -> LaneVerdict:
-        return LaneVerdict(outcome, reason, self.records, self.bytes, self.batches, self.checksum)
+    source: Partition
+    target: Partition
+    segments: Segments
+    producer_id: int = -1  # ours; -1: not known, so nothing in a hole of the target is taken for ours
+    holes_allowed: bool = False  # the log cleaner may have been at either side
+    fraction: float = 1.0
+    seed: str = ""
+    bytes_max: int | None = None
 
 
 async def verify_lanes(
-    claims: Sequence[Claim], on_records: Callable[[int], None] = lambda records: None
+    claims: Sequence[Claim | MappedClaim], on_records: Callable[[int], None] = lambda records: None
 ) -> list[LaneVerdict]:
     """The verdicts on the claims, in their order. `on_records` hears of every batch compared: its record count.
 
@@ -107,123 +109,124 @@ async def verify_lanes(
         await cluster.refresh({part.topic for claim in claims for part in claim[:2] if part.cluster is cluster})
     room = asyncio.Semaphore(LANES_AT_ONCE)
 
-    async def verify(claim: Claim) -> LaneVerdict:
+    async def verify(claim: Claim | MappedClaim) -> LaneVerdict:
         async with room:
-            return await verify_lane(*claim, on_records=on_records)
+            return await verify_lane(claim, on_records)
 
     return await asyncio.gather(*map(verify, claims))
 
 
 async def verify_lane(
-    source: Partition,
-    target: Partition,
-    start: int,
-    end: int,
-    target_start: int,
-    *,
-    on_records: Callable[[int], None] = lambda records: None,
+    claim: Claim | MappedClaim, on_records: Callable[[int], None] = lambda records: None
 ) -> LaneVerdict:
-    """The verdict on one Claim. Both clusters know the partitions' leaders already (`Cluster.refresh`)."""
-    tally = _Tally()
+    """The verdict on one claim. Both clusters know the partitions' leaders already (`Cluster.refresh`)."""
+    tally = Tally()
     try:
-        await _compare(_LogReader(source, start, end), _LogReader(target, target_start), tally, on_records)
-    except _Difference as difference:
-        return tally.verdict(Outcome.DIFFERENT, str(difference))
-    except ClusterError as error:
-        lost = error.code == OFFSET_OUT_OF_RANGE and error.where == target.where
-        return tally.verdict(Outcome.DIFFERENT if lost else Outcome.UNKNOWN, str(error))
+        if isinstance(claim, Claim):
+            await _compare_copy(claim, tally, on_records)
+        else:
+            await _MapComparison(claim, tally, on_records).run()
+    except Difference as difference:
+        return _verdict(tally, Outcome.DIFFERENT, str(difference))
+    except Gone as error:  # of a copy, which was there a moment ago; a map's is dealt with
+        return _verdict(tally, Outcome.DIFFERENT if error.partition == claim.target else Outcome.UNKNOWN, str(error))
+    except Enough:
+        pass
     except (ReplicatorError, ValueError) as error:
-        return tally.verdict(Outcome.UNKNOWN, str(error))
-    return tally.verdict(Outcome.RECOMPRESSED if tally.recompressed else Outcome.IDENTICAL, tally.recompressed)
+        return _verdict(tally, Outcome.UNKNOWN, str(error))
+    return _verdict(tally, Outcome.EQUAL if tally.remark else Outcome.IDENTICAL, tally.remark)
 
 
-async def _compare(
-    source: "_LogReader", target: "_LogReader", tally: _Tally, on_records: Callable[[int], None]
-) -> None:
-    due = target.offset
-    while (original := await source.next()) is not None:
-        place = f"batch at source offset {original.header.base_offset}, target offset {due}"
-        copy = await target.next()
-        if copy is None:
-            raise _Difference(f"{place}: the target's log ends at {target.offset}")
-        codec, copied_codec = original.header.attributes & CODEC, copy.header.attributes & CODEC
-        if what := _header_difference(original.header, copy.header, due):
-            raise _Difference(f"{place}: {what}")
-        if codec != copied_codec:
-            how = f"{CODECS[codec]} on the source, {CODECS[copied_codec]} on the target"
-            tally.recompressed = tally.recompressed or f"{place}: {how}, so the bytes cannot be compared"
-        elif crc32c(original.section) != crc32c(copy.section):
-            raise _Difference(f"{place}: the payloads differ")
-        tally.add(original)
-        on_records(original.header.count)
-        due += original.header.count
-    if (extra := await target.next()) is not None:
-        raise _Difference(
-            f"the target goes on at offset {extra.header.base_offset}, where the source's copied part has ended"
-        )
+def _verdict(tally: Tally, outcome: Outcome, reason: str) -> LaneVerdict:
+    counted = {name: value for name, value in vars(tally).items() if name != "remark"}
+    return LaneVerdict(outcome, reason, **counted)
 
 
-def _header_difference(original: BatchHeader, copy: BatchHeader, due: int) -> str:
-    """What the copy's header should say and does not; empty if nothing."""
-    rows = (
-        ("base offset", due, copy.base_offset),
-        ("records", original.count, copy.count),
-        ("base timestamp", original.base_timestamp, copy.base_timestamp),
-        ("max timestamp", original.max_timestamp, copy.max_timestamp),
-    )
-    return next((f"{name} should be {wanted}, is {found}" for name, wanted, found in rows if wanted != found), "")
+# ---- where segments come from ----
 
 
-class _LogReader:
-    """The batches with records of one log, one after the other, a slice of it in memory at a time."""
-
-    def __init__(self, partition: Partition, offset: int, end: int | None = None) -> None:
-        self.partition = partition
-        self.offset = offset  # of the next record
-        self._end = end  # None: the end of the log, whatever that is by then
-        self._records = memoryview(b"")
-
-    async def next(self) -> _Batch | None:
-        """None at the end. Raises ReplicatorError, and ValueError for bytes that are no batches."""
-        while self._end is None or self.offset < self._end:
-            header = open_batch(self._records)
-            if header is None:
-                self._records = memoryview((await _fetch(self.partition, self.offset)).records)
-                if open_batch(self._records) is None:
-                    return None
-                continue
-            if self._end is not None and header.base_offset >= self._end:
-                return None
-            section, self._records = (
-                self._records[BATCH_HEADER_SIZE : header.size],
-                self._records[header.size :],
-            )
-            if self._pass(header) and header.count and not header.attributes & CONTROL:
-                return _Batch(header, section)
-        return None
-
-    def _pass(self, header: BatchHeader) -> bool:
-        """Moves the offset behind the batch. False if it was there already: a slice may begin too early."""
-        if header.magic != 2:
-            what = f"message format v{header.magic} at offset {header.base_offset} is not compared"
-            raise ProtocolError(what, where=self.partition.where)
-        behind = header.base_offset + header.last_offset_delta + 1
-        if behind <= self.offset:
-            return False
-        self.offset = behind
-        return True
+async def _compare_copy(claim: Claim, tally: Tally, on_records: Callable[[int], None]) -> None:
+    source, target = LogReader(claim.source, claim.start), LogReader(claim.target, claim.target_start)
+    comparison = Comparison((source, target), tally, on_records)
+    due = claim.target_start
+    while True:
+        source.end = claim.end
+        batch = await source.peek()
+        if batch is None:
+            break
+        for start, length in batch.runs():
+            await comparison.segment(Segment(start, due, length))
+            due += length
+        source.move(batch.end)
+    target.end = None
+    if (extra := await target.peek()) is not None:
+        raise Difference(f"the target goes on at offset {extra.start}, where the source's copied part has ended")
 
 
-async def _fetch(partition: Partition, offset: int) -> LogSlice:
-    """A slice of the log, from whoever leads the partition by now. Raises as fetch_slice, after some tries."""
-    backoff = Backoff()
-    for left in reversed(range(FETCH_TRIES)):
-        try:
-            return await fetch_slice(partition, offset, SLICE_BYTES)
-        except (ClusterError, NetworkError) as error:
-            passing = isinstance(error, NetworkError) or error.row.action in (Action.RETRY, Action.REFRESH)
-            if not left or not passing:
-                raise
-        await asyncio.sleep(backoff.next_s())
-        await partition.cluster.refresh([partition.topic])
-    raise AssertionError("the last try returns or raises")
+class _MapComparison:
+    """Goes through the segments of a MappedClaim, or a sample of them, whatever is deleted meanwhile."""
+
+    def __init__(self, claim: MappedClaim, tally: Tally, on_records: Callable[[int], None]) -> None:
+        self.claim = claim
+        self.tally = tally
+        slice_bytes = min(claim.bytes_max or SLICE_BYTES, SLICE_BYTES)
+        self.source, self.target = (LogReader(part, 0, 0, slice_bytes) for part in claim[:2])
+        readers = self.source, self.target
+        self.comparison = Comparison(readers, tally, on_records, claim.holes_allowed, claim.bytes_max)
+
+    async def run(self) -> None:
+        starts = [await find_offset(part, START) for part in self.claim[:2]]
+        segments = self._without_gone(self.claim.segments, *starts)
+        whole = self.claim.fraction >= 1 or not len(segments)
+        pieces = deque([segments] if whole else ranges.sample(segments, self.claim.fraction, self._seed()))
+        while pieces:
+            try:
+                await self._piece([Segment(*row) for row in pieces[0].tolist()])
+            except Gone as gone:
+                starts = [gone.log_start_offset if gone.partition == part else 0 for part in self.claim[:2]]
+                pieces[0] = ranges.clip(pieces[0], self.comparison.at)
+                pieces = deque(self._without_gone(piece, *starts) for piece in pieces)
+            else:
+                pieces.popleft()
+
+    def _seed(self) -> str:
+        return f"{self.claim.seed} {self.claim.source.topic} {self.claim.source.index}"
+
+    def _without_gone(self, segments: Segments, source_start: int, target_start: int) -> Segments:
+        left = ranges.clip(segments, source_start, target_start=target_start)
+        self.tally.gone += ranges.records_in(segments) - ranges.records_in(left)
+        return left
+
+    async def _piece(self, segments: list[Segment]) -> None:
+        for index, segment in enumerate(segments):
+            await self.comparison.segment(segment)
+            if index + 1 < len(segments):
+                await self._source_hole(segment, segments[index + 1])
+                await self._target_hole(segment, segments[index + 1])
+
+    async def _source_hole(self, before: Segment, after: Segment) -> None:
+        """Nothing that a lane carries may be left out by the map. Records of a transaction may have been aborted."""
+        self.source.move(before.source_end)
+        self.source.end = after.source
+        while (batch := await self.source.peek()) is not None:
+            start = max(batch.start, before.source_end)
+            if left_out := batch.count_between(start, after.source):
+                if not batch.header.attributes & TRANSACTIONAL:
+                    raise Difference(f"source offset {start}: a record that the offset map leaves out")
+                self.tally.passed_over += left_out
+            self.source.move(batch.end)
+
+    async def _target_hole(self, before: Segment, after: Segment) -> None:
+        """Nothing of ours may stand where the map says that nothing does."""
+        self.target.move(before.target_end)
+        self.target.end = after.target
+        while (batch := await self.target.peek()) is not None:
+            start = max(batch.start, before.target_end)
+            if others := batch.count_between(start, after.target):
+                if batch.header.producer_id == self.claim.producer_id != -1:
+                    raise Difference(
+                        f"target offset {start}: a record of ours that is not in the offset map, between source offsets"
+                        f" {before.source_end - 1} and {after.source}"
+                    )
+                self.tally.foreign += others
+            self.target.move(batch.end)
