@@ -11,7 +11,8 @@ import pytest
 
 _WORKER = """
 import asyncio, uvloop
-from replicator.data import kept, worker
+from replicator import tasks
+from replicator.data import worker
 
 async def main():
     loop = asyncio.get_running_loop()
@@ -35,7 +36,7 @@ uvloop.run(main())
     "mistake",
     [
         "loop.call_soon(fail)",
-        "asyncio.ensure_future(fail_later()).add_done_callback(kept._must_not_end)",
+        "asyncio.ensure_future(fail_later()).add_done_callback(tasks.must_not_end)",
     ],
     ids=["callback", "keeper of a connection"],
 )

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.fault.scene import Journal, Pair, assert_same_log, backlog
+from tests.fault.scene import Journal, Pair, assert_same_log, backlog, wait_for_progress
 from tests.harness.kafka import KafkaCluster
 from tests.harness.link import RunningLink
+from tests.harness.proxy import FaultProxy
+from tests.harness.waiting import eventually
 from tests.harness.wire import Wire
 
 pytestmark = pytest.mark.broker
@@ -45,6 +47,12 @@ def _quota(cluster: KafkaCluster, name: str) -> Iterator[None]:
         _alter_quota(cluster, name, None)
 
 
+def _grows(proxy: FaultProxy) -> bool:
+    before = proxy.connections
+    time.sleep(1)
+    return proxy.connections > before
+
+
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_a_throttled_client(pair: Pair, journal: Journal, topic_name: str, side: str) -> None:
     """The throttle times add up to many request timeouts, and yet not one connection is given up."""
@@ -58,10 +66,14 @@ def test_a_throttled_client(pair: Pair, journal: Journal, topic_name: str, side:
         _quota(getattr(pair, side), name),
         RunningLink(pair.config(re.escape(topic_name), TIMEOUT_MS)) as link,
     ):
+        wait_for_progress(link, topic_name, records=10)
+        eventually(lambda: not _grows(proxy), "everybody to have his connections")
+        before = proxy.connections
         link.wait_until_copied({(topic_name, partition): records // partitions for partition in range(partitions)}, 60)
         connections = proxy.connections
     assert time.monotonic() - began > 3 * TIMEOUT_MS / 1000, "this was no throttle"
     for partition in range(partitions):
         assert not any("paused" in entry for entry in journal.of(topic_name, partition)), journal.lines
-    assert connections <= 8, "connections were given up and made again"
+    # The slow path may open its own at any time; giving up after each time-out would make one a second.
+    assert connections <= before + 2, "connections were given up and made again"
     assert_same_log(pair, topic_name, records_min=records)
