@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,18 +67,31 @@ def _ours(stage: Stage, job: Job) -> Program:
         raise PeerUnavailable("the replicator's command line is not installed here")
     replicator = [sys.executable, "-m", "replicator.cli.main"]
     if job.follow:
-        return stage.program(*replicator, "run", str(_link_file(stage.folder, job)))
+        return stage.program(*replicator, "run", str(_link_file(stage.folder, job, {})))
     ends = ["--from", job.source, "--to", job.target]
     return stage.program(*replicator, "copy", *ends, "--topics", re.escape(job.topic), "--no-verify")
 
 
-def _link_file(folder: Path, job: Job) -> Path:
+def _durable(name: str, checkpoint_interval_ms: int) -> Peer:
+    """A link that keeps its checkpoints on the target; each run is a link of its own."""
+    options = {"checkpoint_interval_ms": checkpoint_interval_ms}
+
+    def start(stage: Stage, job: Job) -> Program:
+        names = {"name": f"bench-{uuid.uuid4().hex[:8]}"}
+        file = _link_file(stage.folder, job, options | names)
+        return stage.program(sys.executable, "-m", "replicator.cli.main", "run", str(file))
+
+    what = f"this replicator as a service, a checkpoint every {checkpoint_interval_ms / 1000:g} s"
+    return Peer(name, what, {"throughput": "replicator run", **options}, start)
+
+
+def _link_file(folder: Path, job: Job, options: Mapping[str, Any]) -> Path:
     link = {
         "clusters": {
             "source": {"bootstrap.servers": job.source},
             "target": {"bootstrap.servers": job.target},
         },
-        "links": [{"source": "source", "target": "target", "topics": {"include": [re.escape(job.topic)]}}],
+        "links": [{"source": "source", "target": "target", "topics": {"include": [re.escape(job.topic)]}, **options}],
     }
     file = folder / f"{job.topic}.yaml"
     file.write_text(json.dumps(link))  # every JSON text is YAML
@@ -125,6 +139,8 @@ PEERS = {
             },
             _ours,
         ),
+        _durable("ours-checkpoints-1s", 1_000),
+        _durable("ours-checkpoints-60s", 60_000),
         _mm2("mm2-default", "MirrorMaker 2 in a warm Connect worker, defaults", mm2.DEFAULTS),
         _mm2("mm2-tuned", "MirrorMaker 2 in a warm Connect worker, tuned for throughput", mm2.TUNED),
         _librdkafka_c("librdkafka-c", 20),
