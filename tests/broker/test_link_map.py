@@ -49,9 +49,10 @@ class Crash(Exception):
 class Scene:
     """A gappy log on the source, and the link that carries it."""
 
-    def __init__(self, pair: Pair, topic: str, partitions: int, folder: Path, **link: Any) -> None:
+    def __init__(self, pair: Pair, topic: str, partitions: int, folder: Path, seed: int = SEED, **link: Any) -> None:
+        print(f"seed {seed}")
         self.pair, self.topic, self.partitions = pair, topic, range(partitions)
-        self.chance, self.fate = random.Random(SEED), random.Random(SEED)  # of what is written, of who is killed
+        self.chance, self.fate = random.Random(seed), random.Random(seed)  # of what is written, and of who is killed
         self.config = link_config(pair.source.bootstrap, pair.target.bootstrap, re.escape(topic), link=link, workers=2)
         self.link: str = self.config["links"][0]["name"]
         self.file = folder / f"{topic}.yaml"
@@ -181,33 +182,47 @@ def log_start(batches: list[tuple[int, int]], is_hole: bool) -> int:
     return next(end for end, (after, _) in zip(ends, batches[1:], strict=False) if (after > end) == is_hole)
 
 
+def carry(scene: Scene, kills: int) -> None:
+    """The link is killed in every way, whole and in part, and has copied everything in the end."""
+    for _ in range(300):
+        scene.write_some()
+    scene.log.settle()
+    for part, begins_with_a_hole in ((RAGGED, False), (CUT, True)):
+        begins_at = log_start(scene.log.batches[part][50:], begins_with_a_hole)
+        delete_records(scene.pair.source, scene.topic, begins_at, part)
+    with suppress(Crash), RunningLink(scene.config) as link, scene.growing():
+        kill_workers(link, scene, kills)
+        raise Crash
+    scene.log.settle()
+    scene.write_dense(SEALING)
+    scene.log.settle()
+    with RunningLink({**scene.config, "workers": 1}) as link:
+        link.wait_until_copied(scene.ends)
+    with RunningLink(scene.config) as link:
+        with scene.growing():
+            kill_workers(link, scene, times=1)
+        link.wait_until_copied(scene.ends)
+
+
 @pytest.fixture(scope="module")
 def carried(
     kafka4: KafkaCluster, kafka4_second: KafkaCluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:
-    """A link that was killed in every way, whole and in part, and has copied everything in the end."""
-    pair = Pair(kafka4, kafka4_second)
-    scene = Scene(pair, f"gappy-{os.getpid()}", 4, tmp_path_factory.mktemp("links"))
+    scene = Scene(Pair(kafka4, kafka4_second), f"gappy-{os.getpid()}", 4, tmp_path_factory.mktemp("links"))
     with scene.log:
-        for _ in range(300):
-            scene.write_some()
-        scene.log.settle()
-        for part, begins_with_a_hole in ((RAGGED, False), (CUT, True)):
-            begins_at = log_start(scene.log.batches[part][50:], begins_with_a_hole)
-            delete_records(pair.source, scene.topic, begins_at, part)
-        with suppress(Crash), RunningLink(scene.config) as link, scene.growing():
-            kill_workers(link, scene, times=4)
-            raise Crash
-        scene.log.settle()
-        scene.write_dense(SEALING)
-        scene.log.settle()
-        with RunningLink({**scene.config, "workers": 1}) as link:
-            link.wait_until_copied(scene.ends)
-        with RunningLink(scene.config) as link:
-            with scene.growing():
-                kill_workers(link, scene, times=1)
-            link.wait_until_copied(scene.ends)
+        carry(scene, kills=4)
         yield scene
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(5))
+def test_it_is_exact_after_many_kills(
+    kafka4: KafkaCluster, kafka4_second: KafkaCluster, topic_name: str, tmp_path: Path, seed: int
+) -> None:
+    scene = Scene(Pair(kafka4, kafka4_second), topic_name, 4, tmp_path, seed)
+    with scene.log:
+        carry(scene, kills=20)
+    check_verification(scene, scene.check())
 
 
 def test_it_is_exact_for_every_offset(carried: Scene) -> None:
@@ -310,12 +325,16 @@ def test_it_forgets_what_the_target_has_deleted(carried: Scene) -> None:
     assert 100 < len(truth.pairs) < SEALING
 
 
+@pytest.mark.parametrize(
+    ("seed", "kills"), [(SEED, 3), *(pytest.param(seed, 20, marks=pytest.mark.soak) for seed in range(5))]
+)
 def test_it_is_exact_among_the_records_of_others(
-    kafka4: KafkaCluster, kafka4_second: KafkaCluster, topic_name: str, tmp_path: Path
+    kafka4: KafkaCluster, kafka4_second: KafkaCluster, topic_name: str, tmp_path: Path, seed: int, kills: int
 ) -> None:
     """Somebody writes to the target partitions, while the link copies, while its workers die, and while it is down."""
-    scene = Scene(Pair(kafka4, kafka4_second), topic_name, 2, tmp_path, policies=[{"foreign_writes": "tolerate"}])
-    chance = random.Random(SEED)
+    pair = Pair(kafka4, kafka4_second)
+    scene = Scene(pair, topic_name, 2, tmp_path, seed, policies=[{"foreign_writes": "tolerate"}])
+    chance = random.Random(seed)
     others = Producer({"bootstrap.servers": kafka4_second.bootstrap, "linger.ms": 0, "log_level": 0})
 
     def write_foreign() -> None:
@@ -329,7 +348,7 @@ def test_it_is_exact_among_the_records_of_others(
             for part in scene.partitions:
                 link.wait_for_state(LaneState.TAILING, topic_name, part)
             with scene.growing(), repeating(write_foreign, chance, pause_s=0.03):
-                kill_workers(link, scene, times=3)
+                kill_workers(link, scene, kills)
                 raise Crash
         for _ in range(10):
             write_foreign()

@@ -24,7 +24,10 @@ def _terminate(cluster: KafkaCluster) -> None:
     cluster.stop()
 
 
-@pytest.mark.parametrize("end", [_kill, _terminate], ids=["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize(
+    "end",
+    [pytest.param(_kill, id="SIGKILL"), pytest.param(_terminate, id="SIGTERM", marks=pytest.mark.soak)],
+)
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_a_broker_that_is_restarted(
     pair: Pair, journal: Journal, topic_name: str, side: str, end: Callable[[KafkaCluster], None]

@@ -47,7 +47,7 @@ def test_the_connection_is_cut_between_a_produce_and_its_answer(pair: Pair, jour
     assert journal.tells("no answer to a Produce", topic_name)
 
 
-@pytest.mark.parametrize("then", ["close", "silence"])
+@pytest.mark.parametrize("then", ["close", pytest.param("silence", marks=pytest.mark.soak)])
 def test_every_seventh_answer_to_a_produce_is_lost(
     pair: Pair, journal: Journal, topic_name: str, then: Literal["close", "silence"]
 ) -> None:
@@ -74,7 +74,7 @@ def test_answers_to_produces_come_too_late(pair: Pair, journal: Journal, topic_n
     assert journal.tells("no answer within 500 ms", topic_name)
 
 
-@pytest.mark.parametrize("then", ["close", "silence"])
+@pytest.mark.parametrize("then", ["close", pytest.param("silence", marks=pytest.mark.soak)])
 def test_answers_to_fetches_are_lost(
     pair: Pair, journal: Journal, topic_name: str, then: Literal["close", "silence"]
 ) -> None:

@@ -46,7 +46,7 @@ def _copy_while_workers_die(pair: Pair, topic: str, seed: int, times: int) -> No
 
 
 def test_a_worker_that_is_killed_again_and_again(pair: Pair, topic_name: str) -> None:
-    _copy_while_workers_die(pair, topic_name, seed=20_261, times=4)
+    _copy_while_workers_die(pair, topic_name, seed=20_261, times=2)
 
 
 @pytest.mark.soak

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from replicator.data import ledger as ledger_module
-from replicator.data.ledger import ALIVE_S, LaneLedger
+from replicator.data.ledger import ALIVE_S, CHUNK_SEGMENTS_SOON, LaneLedger
 from replicator.data.orders import LaneSpec
 from replicator.data.placement import Mark, Place
 from replicator.data.states import Checkpoint, LaneState
@@ -187,6 +187,27 @@ def test_gaps_that_come_while_others_are_announced_have_their_turn() -> None:
         await announcing
         assert s.native.permitted == 2
         assert s.writer.records[-1].ahead == ((12, 10), (20, 15))
+
+    run(work())
+
+
+def test_gaps_that_come_while_an_announcement_writes_a_chunk_have_their_turn() -> None:
+    """The core tells of them once, and nobody listens at that moment."""
+
+    async def work() -> None:
+        s = scene(at_once=False)
+        s.runner.move(1000, *((2 * n, n, 1) for n in range(CHUNK_SEGMENTS_SOON + 1)))
+        s.native.gaps = [(1002, 500)]
+        announcing = asyncio.ensure_future(s.ledger.announce())
+        while not s.writer.chunks:
+            await asyncio.sleep(0)
+            s.writer.acknowledge()
+        s.native.gaps.append((1004, 501))
+        await s.ledger.announce()
+        while not announcing.done():
+            s.writer.acknowledge()
+            await asyncio.sleep(0)
+        assert s.native.permitted == 2
 
     run(work())
 

@@ -190,6 +190,27 @@ def test_foreign_records_are_gaps_where_they_are_tolerated() -> None:
     assert find(origin, nothing_of_ours, at, Policy(foreign_writes="tolerate")) == Place(at.checkpoint, at.segments)
 
 
+@pytest.mark.parametrize("foreign_writes", ["tolerate", "fence"])
+def test_others_that_never_stop_writing(foreign_writes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target's log does not stand still, but nothing of it is ours any more: no reason to wait."""
+    origin = source(3, 4, 5)
+    target = copied(origin, 7)
+
+    async def busy_tail(log: Any) -> LogTail:
+        log.batches.append(replace(Batch(), base_offset=log.end, producer_id=-1, producer_epoch=-1, base_sequence=-1))
+        records = log.batches[-1].encode()
+        return LogTail(log.end, open_batch(records), records)
+
+    monkeypatch.setattr(placement, "read_tail", busy_tail)
+    where = Placement(origin, target, OURS, Policy(foreign_writes=foreign_writes), True)  # type: ignore[arg-type]
+    finding = asyncio.wait_for(where.find(mark(Checkpoint(3, 3, 3), (0, 0, 3)), in_doubt=True), 10)
+    if foreign_writes == "fence":
+        with pytest.raises(LaneStopped, match="not all ours"):
+            asyncio.run(finding)
+    else:
+        assert asyncio.run(finding) == Place(Checkpoint(7, 7, 7), ((0, 0, 7),))
+
+
 def test_a_target_that_lost_its_end_is_filled_again() -> None:
     origin = source(3, -1, 4, 5)
     at = mark(Checkpoint(13, 12, 12), (0, 0, 3), (4, 3, 9))
