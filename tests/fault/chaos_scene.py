@@ -189,7 +189,7 @@ def workers_of(supervisor: int) -> list[int]:
 
 def all_workers() -> dict[int, int]:
     """Process id -> parent's, of every worker on this machine that is no zombie, in the kernel's sense."""
-    rows = subprocess.check_output(["ps", "-A", "-o", "pid=,ppid=,stat=,args="], text=True).splitlines()
+    rows = subprocess.check_output(["ps", "-A", "-ww", "-o", "pid=,ppid=,stat=,args="], text=True).splitlines()
     fields = (row.split(None, 3) for row in rows if "replicator.data.worker" in row)
     return {int(pid): int(parent) for pid, parent, state, _ in fields if not state.startswith("Z")}
 
