@@ -28,6 +28,7 @@ from replicator.data.orders import (
     LaneEvent,
     LaneReleased,
     LaneSpec,
+    Notice,
     Order,
     Report,
     Setup,
@@ -340,6 +341,8 @@ class Supervisor:
                 self._say(info, report.kind, self.rows.state(report.row), report.reason, worker)
             case LaneReleased():
                 self._lane_gone(worker, report.row, report.kind, LaneState.UNUSED)
+            case Notice():
+                log.log(report.level, "worker %d: %s", worker.index, report.text)
             case ShardsOwned():
                 self._shards_changed(worker, report)
 

@@ -121,6 +121,8 @@ class LaneLedger:
                 if len(self._loose_segments()) > CHUNK_SEGMENTS_SOON:
                     await self.write_chunk()
                     more = self._runner.native.permit(cursor)  # again: gaps that came meanwhile told us in vain
+                # Nothing else may stir: the lane can be full, with nothing in flight that would be answered.
+                self._runner.worker.pump_soon()
         finally:
             self._announcing = False
 
@@ -148,6 +150,7 @@ class LaneLedger:
         self._chunked = len(written) - 1
         if len(written) == CHUNK_SEGMENTS_MAX < len(segments):
             self._runner.native.drop_segments(len(written))
+            self._runner.worker.pump_soon()  # a lane whose map was full goes on
             self._chunk, self._chunked = number + 1, 0
 
     # ---- one record ----

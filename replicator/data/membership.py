@@ -8,7 +8,6 @@ inside its callback, and giving up lanes in good order takes a moment in which t
 """
 
 import asyncio
-import logging
 import threading
 from typing import Any, Protocol
 
@@ -17,8 +16,6 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from replicator.config.models import Cluster, Link
 from replicator.state.records import group_id, state_topic
-
-log = logging.getLogger("replicator")
 
 POLL_S = 0.1
 RECORDS_A_POLL = 1000
@@ -147,7 +144,7 @@ class Membership:
         try:
             giving_up.result(GIVE_UP_TIMEOUT_S)
         except Exception as error:  # whatever it was, the shards go: the target's own tail makes it exact
-            log.error("%s: giving up %d shards: %r", self._topic, len(shards), error)
+            self._tell(self._owner.troubled, f"giving up {len(shards)} shards: {error!r}")
         consumer.incremental_unassign(partitions)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -175,6 +172,7 @@ def _properties(cluster: Cluster, link: Link) -> dict[str, Any]:
         "enable.partition.eof": True,
         "max.poll.interval.ms": max(POLL_INTERVAL_MS_MAX, link.session_timeout_ms),
         "fetch.wait.max.ms": 100,
+        "reconnect.backoff.max.ms": 1_000,  # 10 s by default, in which nobody would own our shards
     }
     if link.group_protocol == "consumer":
         return properties | {"group.protocol": "consumer"}  # its session timeout is the broker's

@@ -84,6 +84,13 @@ class ShardsOwned(Struct, frozen=True, tag=True):
     member_id: str
 
 
+class Notice(Struct, frozen=True, tag=True):
+    """A line for the supervisor's log: what happened is no single lane's matter."""
+
+    level: int
+    text: str
+
+
 class Drained(Struct, frozen=True, tag=True):
     """Nothing is in flight any more."""
 
@@ -91,7 +98,7 @@ class Drained(Struct, frozen=True, tag=True):
 
 
 Order = Setup | Assign | Drain
-Report = LaneChanged | LaneEvent | LaneReleased | ShardsOwned | Drained
+Report = LaneChanged | LaneEvent | LaneReleased | ShardsOwned | Notice | Drained
 
 _encoder = msgspec.msgpack.Encoder()
 

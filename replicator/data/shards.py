@@ -15,7 +15,7 @@ from replicator.config.models import Link
 from replicator.data.lane import LaneRunner
 from replicator.data.ledger import LaneLedger
 from replicator.data.membership import Membership, Records
-from replicator.data.orders import LaneSpec, ShardsOwned
+from replicator.data.orders import LaneSpec, Notice, ShardsOwned
 from replicator.data.transitions import Trigger
 from replicator.errors import ProtocolError, ReplicatorError
 from replicator.state.records import LaneKey, LaneRecord, decode, encode, shard_of
@@ -24,8 +24,6 @@ from replicator.tasks import must_not_end
 
 if TYPE_CHECKING:
     from replicator.data.worker import Worker
-
-log = logging.getLogger("replicator")
 
 SETTLE_TIMEOUT_S = 5.0
 LATE_S = 15.0  # checkpoints that could not be written for so long are told of
@@ -96,14 +94,17 @@ class LinkShards:
         self._tell()
 
     def lost(self, shards: list[int]) -> None:
-        log.warning("link %s: this worker was taken for dead; %d shards are others' now", self.link.name, len(shards))
+        self._note(logging.WARNING, f"a worker was taken for dead; {len(shards)} shards are others' now")
         self._worker.spawn(self._worker.release(self._forget(shards), Trigger.TAKEN_OVER))
         self._tell()
 
     def troubled(self, reason: str) -> None:
         if reason != self._trouble:
-            log.warning("link %s: its group on %s: %s", self.link.name, self.link.target, reason)
+            self._note(logging.WARNING, f"its group on {self.link.target}: {reason}")
         self._trouble = reason
+
+    def _note(self, level: int, text: str) -> None:
+        self._worker.report(Notice(level, f"link {self.link.name}: {text}"))
 
     def _forget(self, shards: list[int]) -> list[LaneRunner]:
         for shard in shards:
@@ -128,7 +129,7 @@ class LinkShards:
                 lane.watch(loop.time())
             if error := await self._write_round(self.lanes):
                 if loop.time() - last_good > LATE_S:
-                    log.error("link %s: no checkpoint since %.0f s: %s", self.link.name, loop.time() - last_good, error)
+                    self._note(logging.ERROR, f"no checkpoint since {loop.time() - last_good:.0f} s: {error}")
             else:
                 last_good = loop.time()
 

@@ -39,6 +39,7 @@ class StateWriter:
                 # Not against duplicates, which would do no harm, but for the order: a retry must not overtake.
                 "enable.idempotence": True,
                 "linger.ms": 0,
+                "reconnect.backoff.max.ms": 1_000,
                 "compression.type": "lz4",
                 "request.timeout.ms": self._timeout_ms,
                 "socket.timeout.ms": self._timeout_ms,

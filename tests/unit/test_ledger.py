@@ -78,12 +78,17 @@ class Runner:
     def __init__(self) -> None:
         self.spec = SPEC
         self.native = Native()
+        self.pumps = 0
+        self.worker = self
         self.source, self.target = "source", "target"
         self.producer = (4000, 2)
         self.checkpoint = Checkpoint(0, 0, 0)
         self.version, self.placed = 1, True
         self.state = self.shown_state = LaneState.COPYING
         self.reason, self.since_ms = "", 5
+
+    def pump_soon(self) -> None:
+        self.pumps += 1
 
     def topic_id(self, partition: str) -> bytes:
         return SPEC.topic_id if partition == "source" else bytes(15) + b"\2"
@@ -166,9 +171,11 @@ def test_no_checkpoint_forgets_a_gap_that_is_being_announced() -> None:
         s.ledger.round(0)
         assert [record.ahead for record in s.writer.records] == [((12, 10),)] * 2
         assert s.native.permitted == 0, "nothing goes before the answer"
+        assert s.runner.pumps == 0
         s.writer.acknowledge()
         await announcing
         assert s.native.permitted == 1
+        assert s.runner.pumps == 1, "nothing else may stir: the lane can be full"
 
     run(work())
 
