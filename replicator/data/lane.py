@@ -307,7 +307,9 @@ class LaneRunner:
 
     def on_frozen(self, stood_s: float, pause_s: float) -> None:
         """This process stood still: somebody else may have gone on with this lane."""
-        if not self.state.is_final and not self._draining:
+        if self._draining:
+            self.native.halt()  # the next owner finds out
+        elif not self.state.is_final:
             self._in_doubt = True
             reason = f"this worker stood still for {stood_s:.1f} s: looking who owns its lanes now"
             self._replace(Trigger.FROZEN, reason, pause_s)

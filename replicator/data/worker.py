@@ -108,8 +108,8 @@ class Worker:
 
     def _pump(self) -> None:
         self._pump_handle = None
-        if self._shards and self._has_stood_still():
-            return
+        if self._shards:
+            self._look_at_clock()
         for target in self.target_brokers.values():
             target.pump()
         for source in self.source_brokers.values():
@@ -118,18 +118,16 @@ class Worker:
     async def _pulse(self) -> None:
         while True:
             await asyncio.sleep(PULSE_S)
-            self._has_stood_still()
+            self._look_at_clock()
 
-    def _has_stood_still(self) -> bool:
-        """Looks at the clock. If this process was frozen for a while, others may own its lanes by now: then nothing
-        more is sent before the target's logs were looked at, and before the group had time to say so."""
+    def _look_at_clock(self) -> None:
+        """If this process was frozen for a while, others may own its lanes by now: then nothing more is sent before
+        the target's logs were looked at, and before the group had time to say so."""
         now = asyncio.get_running_loop().time()
         stood_s, self._pulse_at = now - self._pulse_at, now
-        if stood_s < FROZEN_S:
-            return False
-        for lane in self.lanes.values():
-            lane.on_frozen(stood_s, pause_s=self._news_due_s())
-        return True
+        if stood_s >= FROZEN_S:
+            for lane in self.lanes.values():
+                lane.on_frozen(stood_s, pause_s=self._news_due_s())
 
     def _news_due_s(self) -> float:
         """In how long the group surely has told us what changed: two heartbeats."""
