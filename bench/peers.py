@@ -18,7 +18,7 @@ import msgspec
 
 from bench.clusters import Pair
 from bench.job import Job, PeerUnavailable, Run
-from bench.process import Program
+from bench.process import Program, Service
 from bench.rivals import librdkafka, mm2
 from bench.topics import Topics
 from replicator.config.models import Limits, default_workers
@@ -40,6 +40,10 @@ class Stage:
         if self.worker:
             self.worker.close()
             Topics(self.pair.target.bootstrap).delete(*mm2.INTERNAL_TOPICS)
+
+    def service(self, *command: str) -> Service:
+        """The same for one that runs until it is stopped."""
+        return Service(command, self.folder / f"output-{next(self._numbers)}.log")
 
     def program(self, *command: str) -> Program:
         """Run a command whose output goes to a file of its own."""
@@ -79,7 +83,7 @@ def _durable(name: str, checkpoint_interval_ms: int) -> Peer:
     def start(stage: Stage, job: Job) -> Program:
         names = {"name": f"bench-{uuid.uuid4().hex[:8]}"}
         file = _link_file(stage.folder, job, options | names)
-        return stage.program(sys.executable, "-m", "replicator.cli.main", "run", str(file))
+        return stage.service(sys.executable, "-m", "replicator.cli.main", "run", str(file))
 
     what = f"this replicator as a service, a checkpoint every {checkpoint_interval_ms / 1000:g} s"
     return Peer(name, what, {"throughput": "replicator run", **options}, start)

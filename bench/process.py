@@ -97,3 +97,19 @@ class Program:
         except ProcessLookupError:
             return
         self.settle(time.monotonic() + _GRACE_S)
+
+
+class Service(Program):
+    """A program that runs until it is stopped, and says in its output that it has `started`."""
+
+    def settle(self, deadline: float) -> None:
+        """Wait until it has said so, or ended; `deadline` is of time.monotonic()."""
+        while not self.ended and b"started" not in self._output.read_bytes() and time.monotonic() < deadline:
+            time.sleep(_PAUSE_S)
+
+    def stop(self) -> None:
+        """End it in order, as its operator would, and only then as any program."""
+        if not self.ended:
+            self._process.send_signal(signal.SIGTERM)
+            Program.settle(self, time.monotonic() + _GRACE_S)
+        super().stop()
