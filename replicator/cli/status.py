@@ -8,7 +8,7 @@ asked for it, and where it does not answer, the last figures that the owners saw
 import time
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 import msgspec
@@ -173,9 +173,8 @@ def link_status(config: Config, link: Link) -> LinkStatus:
 
 def ask_source(cluster: Cluster, link: Link, lanes: Iterable[LaneKey]) -> Source:
     """The partitions of the topics that the link selects, and where the logs of its lanes end."""
-    properties: dict[str, Any] = {"log_level": 0, **cluster.properties, "client.id": cluster.client_id}
     try:
-        admin = AdminClient(properties)
+        admin = AdminClient(cluster.client_properties())
         found = admin.list_topics(timeout=ASK_TIMEOUT_S).topics
         wanted = [TopicPartition(key.topic, key.partition) for key in lanes if key.topic in found]
         ends = _ends(admin, [part for part in wanted if part.partition in found[part.topic].partitions])

@@ -330,10 +330,12 @@ class Cluster(Struct, frozen=True):
     properties: dict[str, str]
     client_id: str = "replicator"
 
-    @property
-    def control_client_id(self) -> str:
-        """Of clients that keep a link's state: a quota that slows the data down must not hold up its checkpoints."""
-        return f"{self.client_id}.control"
+    def client_properties(self, *, control: bool = False) -> dict[str, Any]:
+        """What every librdkafka client of this cluster begins with: it says nothing by itself, and the cluster's own
+        properties come before ours. `control`: for those that keep a link's state, under a client id of their own, so
+        that a quota that slows the data down does not hold up its checkpoints."""
+        client_id = f"{self.client_id}.control" if control else self.client_id
+        return {"log_level": 0, **self.properties, "client.id": client_id}
 
 
 class Config(Struct, frozen=True):

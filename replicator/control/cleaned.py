@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Collection
-from typing import Any
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource
@@ -14,8 +13,7 @@ ADMIN_TIMEOUT_S = 30.0
 
 async def compacted_topics(cluster: Cluster, topics: Collection[str]) -> dict[str, bool | None]:
     """Whether each is compacted; None where the cluster does not tell us (it may need a right that we lack)."""
-    properties: dict[str, Any] = {"log_level": 0, **cluster.properties, "client.id": cluster.client_id}
-    admin = AdminClient(properties)
+    admin = AdminClient(cluster.client_properties())
     found: dict[str, bool | None] = {}
     for topic in topics:  # one resource a request: one that is refused must not take others with it
         (future,) = admin.describe_configs(

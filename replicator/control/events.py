@@ -60,9 +60,8 @@ class EventLog:
         self._last: dict[LaneKey, tuple[str, str, str]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._where = Where(cluster.alias, self.topic)
-        properties: dict[str, str | int | float | bool] = {"log_level": 0, **cluster.properties}
         try:
-            self._producer = Producer(properties | {"client.id": cluster.control_client_id} | _SETTINGS)
+            self._producer = Producer(cluster.client_properties(control=True) | _SETTINGS)
         except KafkaException as error:
             raise ConfigError(f"{cluster.alias}: {error.args[0].str()}") from None
 

@@ -37,7 +37,7 @@ class Mm2Client:
 
     def __init__(self, cluster: Cluster) -> None:
         self.alias = cluster.alias
-        self._properties: dict[str, Any] = {"log_level": 0, **cluster.properties, "client.id": cluster.client_id}
+        self._properties = cluster.client_properties()
         self._reader: Consumer | None = None
         self._writer: Producer | None = None
 

@@ -68,8 +68,7 @@ class Topics:
 
     def _admin(self, cluster: Cluster) -> AdminClient:
         if cluster.alias not in self._admins:
-            properties: dict[str, str | int | float | bool] = {"log_level": 0, **cluster.properties}
-            self._admins[cluster.alias] = AdminClient(properties | {"client.id": cluster.client_id})
+            self._admins[cluster.alias] = AdminClient(cluster.client_properties())
         return self._admins[cluster.alias]
 
     async def create(self, source: TopicMetadata, target_topic: str, target_brokers: int) -> None:

@@ -163,9 +163,7 @@ def _raise(error: BaseException) -> None:
 
 
 def _properties(cluster: Cluster, link: Link) -> dict[str, Any]:
-    properties: dict[str, Any] = {"log_level": 0, **cluster.properties}
-    properties |= {
-        "client.id": cluster.control_client_id,
+    properties = cluster.client_properties(control=True) | {
         "group.id": group_id(link.name),
         "enable.auto.commit": False,
         "auto.offset.reset": "earliest",

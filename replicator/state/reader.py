@@ -111,11 +111,9 @@ class StateReader:
 
     def _open(self) -> Consumer:
         if self._consumer is None:
-            properties: dict[str, Any] = {"log_level": 0, **self._cluster.properties}
             self._consumer = Consumer(
-                properties
+                self._cluster.client_properties()
                 | {
-                    "client.id": self._cluster.client_id,
                     "group.id": f"{state_topic(self._link)}.reader",  # librdkafka wants one; it is never joined
                     "enable.auto.commit": False,
                     "enable.auto.offset.store": False,

@@ -30,11 +30,9 @@ class StateWriter:
         self._timer: asyncio.TimerHandle | None = None
 
     def _make(self) -> Producer:
-        properties: dict[str, Any] = {"log_level": 0, **self._cluster.properties}
         return Producer(
-            properties
+            self._cluster.client_properties(control=True)
             | {
-                "client.id": self._cluster.control_client_id,
                 "acks": "all",
                 # Not against duplicates, which would do no harm, but for the order: a retry must not overtake.
                 "enable.idempotence": True,
