@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from replicator._core import crc32c
-from replicator.data.log_reader import LOG_APPEND_TIME, LogReader, StoredBatch
+from replicator.data.log_reader import LogReader, StoredBatch
 from replicator.data.ranges import Segment
 from replicator.data.unpack import CODECS, Record, UnpackError
 from replicator.errors import ProtocolError
+from replicator.kafka.log import LOG_APPEND_TIME
 
 OWN_TIME = "the target's broker has put its own time on it, everything else is equal"
 

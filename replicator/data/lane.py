@@ -37,6 +37,7 @@ from replicator.kafka.cluster import Leader
 from replicator.kafka.codec import NO_ID
 from replicator.kafka.log import (
     END,
+    OFFSET_OUT_OF_RANGE,
     START,
     LogTail,
     Partition,
@@ -60,7 +61,6 @@ AUDIT_LAG_MAX = 100_000  # records: a lane that is further behind has better thi
 AUDIT_SEGMENTS = 64
 STALLED_S = 60.0  # longer than brokers throttle a client at a time
 RETRY_MS_MAX = 2_000  # what a paused lane asks is shared with the others, or small
-OFFSET_OUT_OF_RANGE = 1
 
 
 class LaneRunner:

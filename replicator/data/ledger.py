@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from replicator.data.placement import Mark, Place, Segment
-from replicator.data.resume import Intent, still_ahead
+from replicator.data.placement import Mark, Place
+from replicator.data.resume import Intent, Segment, still_ahead
 from replicator.data.states import Checkpoint
 from replicator.state.chunks import CHUNK_SEGMENTS_MAX, pack
 from replicator.state.records import (

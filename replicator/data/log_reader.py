@@ -10,18 +10,27 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 from replicator._core import BatchHeader, crc32c, open_batch
-from replicator.data.unpack import CODEC, Record, UnpackError, split_records, unpack
+from replicator.data.unpack import Record, UnpackError, split_records, unpack
 from replicator.errors import Action, ClusterError, NetworkError, ProtocolError
 from replicator.kafka.backoff import Backoff
-from replicator.kafka.log import END, START, LogSlice, Partition, fetch_slice, find_offset
+from replicator.kafka.log import (
+    BATCH_HEADER_SIZE,
+    CODEC,
+    CONTROL,
+    END,
+    LOG_APPEND_TIME,
+    OFFSET_OUT_OF_RANGE,
+    START,
+    LogSlice,
+    Partition,
+    fetch_slice,
+    find_offset,
+)
 
 SLICE_BYTES = 1 << 20
 FETCH_TRIES = 6  # over about two seconds: a leader may move while we read
 
-BATCH_HEADER_SIZE = 61
 CRC_STARTS_AT = 21
-LOG_APPEND_TIME, TRANSACTIONAL, CONTROL = 0x08, 0x10, 0x20
-OFFSET_OUT_OF_RANGE = 1
 
 
 class Gone(ClusterError):

@@ -15,21 +15,26 @@ from typing import NamedTuple
 from replicator._core import BatchHeader, crc32c, open_batch
 from replicator.config.models import Policy
 from replicator.data.reasons import WHY
-from replicator.data.resume import resume_point
+from replicator.data.resume import SEQUENCES, Segment, resume_point
 from replicator.data.states import Checkpoint
 from replicator.data.transitions import Trigger, by_policy
 from replicator.errors import ClusterError, ProtocolError
-from replicator.kafka.log import START, LogTail, Partition, fetch_slice, find_offset, read_tail
+from replicator.kafka.log import (
+    BATCH_HEADER_SIZE,
+    CODEC,
+    CONTROL,
+    LOG_APPEND_TIME,
+    OFFSET_OUT_OF_RANGE,
+    START,
+    LogTail,
+    Partition,
+    fetch_slice,
+    find_offset,
+    read_tail,
+)
 
-SEQUENCE_MASK = 0x7FFF_FFFF
 STILL_S = 0.3  # how long the target's tail must not move before we believe that a dead connection's requests are over
 SLICE_BYTES = 1 << 20
-OFFSET_OUT_OF_RANGE = 1
-
-HEADER_SIZE = 61
-CODEC, APPEND_TIME, CONTROL = 0x07, 0x08, 0x20
-
-Segment = tuple[int, int, int]  # source start, target start, length
 
 
 class LaneStopped(Exception):
@@ -131,7 +136,7 @@ class Placement:
         last = tail.last
         if last is None or (last.producer_id, last.producer_epoch) != self.producer:
             return -1
-        return (_next_sequence(last) - checkpoint.sequence) & SEQUENCE_MASK
+        return (_next_sequence(last) - checkpoint.sequence) % SEQUENCES
 
     # ---- more landed than the checkpoint knows of ----
 
@@ -183,7 +188,7 @@ class Placement:
                 if count:
                     segments.append((header.base_offset, at.target_next, count))
                 landed -= count
-                sequence = (at.sequence + count) & SEQUENCE_MASK
+                sequence = (at.sequence + count) % SEQUENCES
                 at = Checkpoint(behind, at.target_next + count, sequence, header.leader_epoch)
         return at, _joined(segments)
 
@@ -192,7 +197,7 @@ class Placement:
         found = await self._find_ours(mark.checkpoint.target_next, tail.end_offset)
         if not found:
             return Place(mark.checkpoint, mark.segments)
-        sequence = (found[-1][1] + found[-1][2]) & SEQUENCE_MASK
+        sequence = (found[-1][1] + found[-1][2]) % SEQUENCES
         checkpoint, segments = resume_point(*mark, sequence)
         settled = _joined(_moved(segments, mark.checkpoint, found))
         return Place(checkpoint._replace(target_next=found[-1][0] + found[-1][2]), settled)
@@ -226,7 +231,7 @@ class Placement:
         if not kept and (not mark.segments or mark.segments[0][1] != end):
             raise LaneStopped(Trigger.CANNOT_REFILL, f"{lost}, and what is known of the offset map begins later")
         position = kept[-1][0] + kept[-1][2] if kept else mark.segments[0][0]
-        sequence = (checkpoint.sequence - gone) & SEQUENCE_MASK
+        sequence = (checkpoint.sequence - gone) % SEQUENCES
         if tail.last and ((tail.last.producer_id, tail.last.producer_epoch) != self.producer):
             raise LaneStopped(Trigger.CANNOT_REFILL, f"{lost}, and its last batch is not ours")
         if tail.last and _next_sequence(tail.last) != sequence:
@@ -242,18 +247,18 @@ class Placement:
 
 def _next_sequence(last: BatchHeader) -> int:
     # Not the count: what the log cleaner leaves of a batch keeps its span.
-    return (last.base_sequence + last.last_offset_delta + 1) & SEQUENCE_MASK
+    return (last.base_sequence + last.last_offset_delta + 1) % SEQUENCES
 
 
 def _same(original: BatchHeader, records: bytes, copy: BatchHeader, copied: bytes) -> bool:
     """True if these two batches have the same records. A target that packs batches anew leaves the times to compare."""
     if (original.count, original.base_timestamp) != (copy.count, copy.base_timestamp):
         return False
-    if not copy.attributes & APPEND_TIME and original.max_timestamp != copy.max_timestamp:
+    if not copy.attributes & LOG_APPEND_TIME and original.max_timestamp != copy.max_timestamp:
         return False
     if (original.attributes ^ copy.attributes) & CODEC:
         return True
-    return crc32c(records[HEADER_SIZE : original.size]) == crc32c(copied[HEADER_SIZE : copy.size])
+    return crc32c(records[BATCH_HEADER_SIZE : original.size]) == crc32c(copied[BATCH_HEADER_SIZE : copy.size])
 
 
 def _moved(segments: tuple[Segment, ...], checkpoint: Checkpoint, found: list[tuple[int, int, int]]) -> list[Segment]:
@@ -262,7 +267,7 @@ def _moved(segments: tuple[Segment, ...], checkpoint: Checkpoint, found: list[tu
     moved = [(s, t, min(n, target_next - t)) for s, t, n in segments if t < target_next]
     for start, target_start, length in segments:
         for at, sequence, count in found:
-            due = target_next + ((sequence - checkpoint.sequence) & SEQUENCE_MASK)
+            due = target_next + ((sequence - checkpoint.sequence) % SEQUENCES)
             first, behind = max(target_start, due, target_next), min(target_start + length, due + count)
             if first < behind:
                 moved.append((start + first - target_start, at + first - due, behind - first))

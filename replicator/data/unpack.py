@@ -15,7 +15,6 @@ UNPACKED_BYTES_MAX = 256 << 20
 FIRST_GUESS = 8  # times the packed size; logs and JSON seldom shrink further
 VARINT_BYTES_MAX = 10
 
-CODEC = 0x07
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd", "codec 5", "codec 6", "codec 7")
 
 # What snappy-java puts around its blocks (its version, and the oldest one that can read this, come last).

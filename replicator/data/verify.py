@@ -29,10 +29,10 @@ from typing import NamedTuple
 
 from replicator.data import ranges
 from replicator.data.compare import Comparison, Difference, Enough, Tally
-from replicator.data.log_reader import SLICE_BYTES, TRANSACTIONAL, Gone, LogReader
+from replicator.data.log_reader import SLICE_BYTES, Gone, LogReader
 from replicator.data.ranges import Segment
 from replicator.errors import ReplicatorError
-from replicator.kafka.log import START, Partition, find_offset
+from replicator.kafka.log import START, TRANSACTIONAL, Partition, find_offset
 from replicator.state.offset_map import Segments
 
 LANES_AT_ONCE = 8  # two slices each are in memory

@@ -14,7 +14,11 @@ from replicator.kafka.messages import FETCH, LIST_OFFSETS, OFFSET_FOR_LEADER_EPO
 END = -1  # ListOffsets' own names for the two ends of a log
 START = -2
 
-LEADER_NOT_AVAILABLE = 5
+OFFSET_OUT_OF_RANGE, LEADER_NOT_AVAILABLE = 1, 5
+
+# A RecordBatch v2 (KIP-98): its records begin behind so many bytes, and bits of its attributes.
+BATCH_HEADER_SIZE = 61
+CODEC, LOG_APPEND_TIME, TRANSACTIONAL, CONTROL = 0x07, 0x08, 0x10, 0x20
 
 
 @dataclass(frozen=True)
