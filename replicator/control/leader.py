@@ -57,7 +57,6 @@ class Leader:
         self._source, self._target = clusters[link.source], clusters[link.target]
         self._topics = topics
         self._work: list[asyncio.Task[None]] = []
-        self._closing: list[Callable[[], Coroutine[Any, Any, object]]] = []
         self._state: _State | None = None
 
     # ---- the beginning ----

@@ -130,11 +130,11 @@ class Supervisor:
                 control.is_new = await control.leader.open()
             else:
                 await control.leader.open_passing()
-        setup = Setup(self.config, self.durable, "")
+        setup = Setup(self.config, self.durable)
         self.workers = [
             WorkerProcess(
                 index,
-                replace(setup, name=f"worker {index}"),
+                setup,
                 self._rows_file.fileno(),
                 self._on_report,
                 self._on_worker_gone,

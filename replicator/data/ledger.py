@@ -118,7 +118,7 @@ class LaneLedger:
                 self.ahead = still_ahead(self._runner.checkpoint, self.ahead, queued)
                 await self._write(self._runner.checkpoint, self._loose_segments())
                 more = self._runner.native.permit(cursor)
-                if len(self._loose_segments()) > CHUNK_SEGMENTS_SOON:
+                if self._loose_count > CHUNK_SEGMENTS_SOON:
                     await self.write_chunk()
                     more = self._runner.native.permit(cursor)  # again: gaps that came meanwhile told us in vain
                 # Nothing else may stir: the lane can be full, with nothing in flight that would be answered.
@@ -128,14 +128,13 @@ class LaneLedger:
 
     async def write_chunk(self) -> None:
         """Moves segments from the record to a chunk, if it is time. Raises ClusterError, NetworkError."""
-        segments, now = self._runner.native.segments(), time.monotonic()
-        loose = len(segments) - self._chunked
+        loose, now = self._loose_count, time.monotonic()
         is_due = loose > CHUNK_SEGMENTS_SOON or (loose > 1 and now - self._chunk_at >= CHUNK_S)
-        if self._chunking or not segments or not (is_due or self._chunk_at < 0):
+        if self._chunking or not loose or not (is_due or self._chunk_at < 0):
             return
         self._chunk_at, self._chunking = now, True
         try:
-            await self._write_chunk(segments)
+            await self._write_chunk(self._runner.native.segments())
         finally:
             self._chunking = False
 
@@ -158,6 +157,11 @@ class LaneLedger:
     @property
     def _topic_id(self) -> str:
         return spell_topic_id(self._runner.topic_id(self._runner.source))
+
+    @property
+    def _loose_count(self) -> int:
+        """How many `_loose_segments` there are, without a copy of them: asked each round, of each lane."""
+        return self._runner.native.segment_count - self._chunked
 
     def _loose_segments(self) -> tuple[Segment, ...]:
         return self._runner.native.segments()[self._chunked :]

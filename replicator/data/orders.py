@@ -39,7 +39,6 @@ class Setup(Struct, frozen=True, tag=True):
 
     config: Config
     durable: bool
-    name: str  # of the worker, for people
 
 
 class Assign(Struct, frozen=True, tag=True):

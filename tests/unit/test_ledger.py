@@ -61,6 +61,10 @@ class Native:
     def segments(self) -> Segments:
         return tuple(self.held)
 
+    @property
+    def segment_count(self) -> int:
+        return len(self.held)
+
     def drop_segments(self, count: int) -> None:
         del self.held[:count]
 
