@@ -1,5 +1,6 @@
 """The harness itself: a witness is believed only after it was examined."""
 
+import random
 import socket
 import struct
 import subprocess
@@ -15,7 +16,7 @@ from confluent_kafka import KafkaException, Producer
 from tests.harness import wire, witness
 from tests.harness.java import Fill, JavaWitness
 from tests.harness.kafka import NEWEST_3, NEWEST_4, KafkaCluster
-from tests.harness.ports import LOOPBACK
+from tests.harness.ports import LOOPBACK, free_port
 from tests.harness.proxy import FaultProxy
 from tests.harness.records import NewRecord
 from tests.harness.waiting import eventually
@@ -45,6 +46,13 @@ def plain_records(count: int, partition: int = 0) -> list[NewRecord]:
 
 def batch_record_count(batch: bytes) -> int:
     return struct.unpack_from(">i", batch, 57)[0]
+
+
+def test_no_port_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A broker was refused because two of its listeners, bound only seconds later, had been given the same port.
+    monkeypatch.setattr(random, "sample", lambda candidates, count: list(candidates)[:count])
+    ports = [free_port() for _ in range(3)]
+    assert len(set(ports)) == 3
 
 
 @pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "lz4", "zstd"])

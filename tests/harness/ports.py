@@ -11,17 +11,21 @@ LOOPBACK = "127.0.0.1"
 _CANDIDATES = range(20_000, 32_000)
 _TRIES_MAX = 200
 
+# A server binds its port seconds after it was chosen. Until then the kernel would offer the same one again.
+_given: set[int] = set()
+
 
 def free_port() -> int:
-    """Return a TCP port of the loopback interface that nobody listens on.
+    """Return a TCP port of the loopback interface that nobody listens on and this process was never given before.
 
     Raises OSError when `_TRIES_MAX` candidates in a row were taken.
     """
-    for port in random.sample(_CANDIDATES, _TRIES_MAX):
+    for port in random.sample([port for port in _CANDIDATES if port not in _given], _TRIES_MAX):
         with socket.socket() as probe:
             try:
                 probe.bind((LOOPBACK, port))
             except OSError:
                 continue
+            _given.add(port)
             return port
     raise OSError(f"no free port among {_TRIES_MAX} candidates between {_CANDIDATES.start} and {_CANDIDATES.stop}")
