@@ -45,7 +45,7 @@ extension = Extension(
     "replicator._core",
     sources=["replicator/_core.pyx", *sorted(str(path) for path in Path("csrc").glob("*.c"))],
     include_dirs=["csrc"],
-    depends=[*sorted(str(path) for path in Path("csrc").glob("*.h")), "replicator/_core.pxd"],
+    depends=["replicator/_core.pxd", *sorted(map(str, [*Path("csrc").glob("*.h"), *Path("replicator").glob("*.pxi")]))],
     define_macros=macros,
     extra_compile_args=compile_args,
     extra_link_args=link_args,

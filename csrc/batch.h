@@ -20,6 +20,7 @@
 #ifndef REPLICATOR_BATCH_H
 #define REPLICATOR_BATCH_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -70,19 +71,49 @@ typedef enum {
     PASS,
     SKIP_CONTROL,           /* a transaction marker: belongs to the source's log only */
     SKIP_EMPTY,             /* what compaction leaves of a producer's last batch: no records */
-    REBUILD_MAGIC,          /* message format v0 or v1 */
+    SKIP_ABORTED,           /* of a transaction that was aborted, for a lane that copies what was committed */
+    SKIP_LOOP,              /* a link wrote it to the source that copies from our target */
     REBUILD_HOLES,          /* compaction took records out: brokers refuse count != lastOffsetDelta + 1 */
-    REBUILD_TRANSACTIONAL,  /* may belong to an aborted transaction */
     REBUILD_APPEND_TIME,    /* times that readers saw are not in the records */
     REBUILD_DELETE_HORIZON, /* baseTimestamp is a horizon there, not a time */
     REBUILD_HEAD,           /* the wanted offset is inside the batch: its head must be cut off */
-    REFUSE_CODEC,           /* codec ids 5 to 7 */
+    REBUILD_SIZE,           /* larger than the target takes */
+    REBUILD_CODEC,          /* the target is to have another codec */
+    REBUILD_LOOP,           /* another link wrote it: some of its records may have been on our target */
+    REBUILD_OPEN,           /* the lane has edits or filters, or looks for records that the target would refuse */
+    DIVERT_CODEC,           /* codec ids 5 to 7: nobody can open it, so it can only be put aside whole */
+    REFUSE_MAGIC,           /* message format v0 or v1 */
     REFUSE_MALFORMED,       /* header fields that contradict each other */
+    REFUSE_PRODUCER,        /* nobody has said yet what this producer is: see producers.h */
     REFUSE_TAIL,            /* does not match what the target already holds */
     NO_ROOM,                /* the lane's ring is full: nothing is wrong, fetch it again later */
+    VERDICTS,               /* how many there are */
 } verdict;
 
-verdict batch_inspect(const batch *b, int64_t wanted_offset);
+static inline bool verdict_skips(verdict v) { return v >= SKIP_CONTROL && v <= SKIP_LOOP; }
+static inline bool verdict_opens(verdict v) { return v >= REBUILD_HOLES && v <= DIVERT_CODEC; }
+static inline bool verdict_refuses(verdict v) { return v >= REFUSE_MAGIC; }
+
+enum { ANY_CODEC = -1 };
+
+/* What a lane's target takes, and what is asked of the lane. All zero but the codec: everything passes that brokers take. */
+typedef struct {
+    int64_t timestamp_max;    /* a batch with later records is opened; 0: any time will do */
+    uint32_t batch_bytes_max; /* 0: any size */
+    int8_t codec;             /* of what is sent: ANY_CODEC, or 0 to 4 */
+    bool opens;               /* every batch is opened */
+    bool stamped;             /* the target gives records its own times: the source's need not be kept */
+} batch_terms;
+
+verdict batch_inspect(const batch *b, int64_t wanted_offset, const batch_terms *terms);
+
+/* The control record of a transaction marker, in a whole batch at p: true if it ends a transaction by abort (Kafka's
+ * ControlRecordType 0; 1 is a commit, and there are others). False, too, when it cannot be read. */
+bool batch_aborts(const uint8_t *p, const batch *b);
+
+/* Writes the header of a new batch of b->size bytes, whose records stand at p + 61 already: base offset 0, no leader epoch,
+ * no producer; attributes, times and counts as in b; and the checksum of it all. */
+void batch_write(const batch *b, uint8_t *p);
 
 /* Makes the batch ours, in place: base offset 0, leader epoch -1, only the codec bits of the attributes, our producer
  * id, epoch and sequence; patches the checksum. Never reads a byte from offset 61 on. */

@@ -98,6 +98,38 @@ static inline uint32_t read_uvarint(reader *r) {
     return 0;
 }
 
+/* Zigzag varints, of which records are made: at most 32 bits in five bytes, or 64 in ten. Most take one byte or two. */
+static inline int32_t unzigzag32(uint32_t v) { return (int32_t)(v >> 1 ^ (0 - (v & 1))); }
+
+static inline int64_t unzigzag64(uint64_t v) { return (int64_t)(v >> 1 ^ (0 - (v & 1))); }
+
+static inline uint64_t read_base128(reader *r, unsigned bits) {
+    uint64_t value = 0;
+    for (unsigned shift = 0; shift < bits && r->at < r->end; shift += 7) {
+        uint64_t septet = *r->at & 0x7f;
+        if (bits - shift < 7 && septet >> (bits - shift)) break;
+        value |= septet << shift;
+        if (!(*r->at++ & 0x80)) return value;
+    }
+    r->bad = true;
+    r->at = r->end;
+    return 0;
+}
+
+static inline int32_t read_varint(reader *r) {
+    if (reader_left(r) >= 2) {
+        uint32_t first = r->at[0], second = r->at[1];
+        if (first < 0x80) return r->at++, unzigzag32(first);
+        if (second < 0x80) return r->at += 2, unzigzag32((first & 0x7f) | second << 7);
+    }
+    return unzigzag32((uint32_t)read_base128(r, 32));
+}
+
+static inline int64_t read_varlong(reader *r) {
+    if (r->at < r->end && *r->at < 0x80) return unzigzag64(*r->at++);
+    return unzigzag64(read_base128(r, 64));
+}
+
 /* KIP-482 tagged fields: skip them all. Counts are bounded by what is left, as each tag takes two bytes or more. */
 static inline void skip_tags(reader *r) {
     uint32_t count = read_uvarint(r);
@@ -105,6 +137,20 @@ static inline void skip_tags(reader *r) {
         read_uvarint(r);
         read_span(r, read_uvarint(r));
     }
+}
+
+/* Zigzag varints, written where there is room for them. A varint of 64 bits that fits in 32 is the varint of 32. */
+static inline uint64_t zigzag(int64_t v) { return (uint64_t)v << 1 ^ (uint64_t)(v >> 63); }
+
+static inline unsigned varint_size(int64_t v) {
+    return (unsigned)(70 - __builtin_clzll(zigzag(v) | 1)) / 7;
+}
+
+static inline uint8_t *store_varint(uint8_t *p, int64_t v) {
+    uint64_t left = zigzag(v);
+    for (; left >= 0x80; left >>= 7) *p++ = (uint8_t)(left | 0x80);
+    *p++ = (uint8_t)left;
+    return p;
 }
 
 typedef struct {

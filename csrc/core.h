@@ -3,7 +3,8 @@
  *     source side                         lane                          target side
  *     fetch_compose   -> request bytes
  *     fetch_feed      <- response bytes   lane_accept: inspect, re-address, queue
- *                                                                       target_gather -> iovec of batches
+ *     REBUILD_AHEAD   -> event            lane_raw, lane_replace
+ *                                         lane_merge, lane_join         target_gather -> iovec of batches, or MERGE_AHEAD
  *     GAP_AHEAD       -> event            lane_ahead, lane_permit
  *                                         lane_settle: position, map    target_settle <- response bytes
  *     ... the lane has room again and is back in its source's ring
@@ -23,7 +24,11 @@
 #include "events.h"
 #include "fetch.h"
 #include "lane.h"
+#include "merge.h"
+#include "producers.h"
 #include "produce.h"
+#include "recipe.h"
+#include "records.h"
 #include "segments.h"
 #include "slab.h"
 

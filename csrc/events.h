@@ -11,11 +11,15 @@
 typedef enum {
     FETCH_ERROR,   /* code: Kafka's. The lane has no source any more: see source_set */
     DIVERGED,      /* first: the epoch, second: its end offset: the source's log branched off there. Blocked */
-    CANNOT_TAKE,   /* code: the verdict; first: source offset. The lane is blocked */
-    PRODUCE_ERROR, /* code: Kafka's; text: the broker's words, if any. The lane is halted */
+    CANNOT_TAKE,   /* code: the verdict; first: source offset; second: producer id. The lane is blocked */
+    PRODUCE_ERROR, /* code: Kafka's; first: source offset of the batch; text: the broker's words, if any; see
+                      lane.refused. The lane is halted */
     OFFSET_DRIFT,  /* first: the target offset that was due, second: the one in the answer. The lane is halted */
     ANSWER_LOST,   /* the connection went with this lane's batches unanswered. The lane is halted */
     GAP_AHEAD,     /* first: source offset of a batch behind a gap. It and what follows wait for lane_permit */
+    MERGE_AHEAD,   /* the oldest queued batches are small and compressed: see lane_asks_to_merge. The lane sends nothing */
+    LINGERS,       /* a batch waits for company: see lane_asks_for_time */
+    REBUILD_AHEAD, /* a batch came in that must be opened: lane_raw. It and what follows wait for lane_replace */
 } event_kind;
 
 enum { EVENT_TEXT_MAX = 200 };

@@ -9,6 +9,11 @@ enum { API_FETCH = 1, FLEXIBLE_SINCE = 12, TOPIC_IDS_SINCE = 13, REQUEST_FIXED =
 /* Where the decoder stands; each phase is an element that is read whole or not at all. */
 typedef enum { HEAD, TOPIC, PARTITION, RECORDS, PARTITION_END, TOPIC_END, RESPONSE_END } phase;
 
+/* A transaction that was aborted: records of this producer are void from first_offset on, up to its marker. */
+typedef struct {
+    int64_t producer_id, first_offset;
+} aborted;
+
 struct fetch_stream {
     source *source;
     lane_entry *lanes;
@@ -24,6 +29,8 @@ struct fetch_stream {
     uint32_t topics_left, partitions_left;
     topic topic;          /* the one being read: its name or its id */
     lane_entry *answered; /* of the partition being read; NULL when its records are not for us */
+    aborted *aborted;     /* of that partition: those that have begun, and from aborted_next on those that come, sorted */
+    size_t aborted_begun, aborted_next, aborted_count, aborted_capacity;
     bool failed;          /* takes nothing more from this partition's records */
     int32_t throttle_ms;
     int16_t error;
@@ -31,10 +38,10 @@ struct fetch_stream {
 
 /* ---- source ---- */
 
-source *source_new(slab_pool *pool, uint64_t lane_bytes_max) {
+source *source_new(slab_pool *pool, uint64_t lane_bytes_max, bool committed) {
     source *s = calloc(1, sizeof *s);
     if (!s) return NULL;
-    *s = (source){.pool = slab_pool_ref(pool), .lane_bytes_max = lane_bytes_max, .refs = 1};
+    *s = (source){.pool = slab_pool_ref(pool), .lane_bytes_max = lane_bytes_max, .refs = 1, .committed = committed};
     ring_init(&s->fetchable);
     return s;
 }
@@ -77,10 +84,11 @@ void fetch_stream_free(fetch_stream *f) {
     source_unref(f->source);
     free(f->lanes);
     free(f->request);
+    free(f->aborted);
     free(f);
 }
 
-static bool caught_up(const lane *l) { return l->counters->fetch_offset >= l->counters->high_watermark; }
+static bool caught_up(const lane *l) { return l->counters->fetch_offset >= l->counters->last_stable_offset; }
 
 static uint32_t lane_room(const lane *l, uint32_t bytes_max) {
     uint64_t most = l->source->lane_bytes_max, room = l->bytes < most ? most - l->bytes : 0;
@@ -184,8 +192,8 @@ static size_t write_request(fetch_stream *f, const fetch_terms *terms) {
     write_i32(&w, terms->wait_ms);
     write_i32(&w, 1); /* min_bytes */
     write_i32(&w, (int32_t)terms->bytes_max);
-    write_i8(&w, 0);   /* read_uncommitted: transactional batches are told by their header */
-    write_i32(&w, 0);  /* no session */
+    write_i8(&w, f->source->committed);
+    write_i32(&w, 0); /* no session */
     write_i32(&w, -1);
     write_topics(&w, f, flexible, terms->bytes_max);
     write_count(&w, flexible, 0); /* forgotten topics */
@@ -280,25 +288,75 @@ static lane_entry *find_lane(fetch_stream *f, int32_t partition) {
     return NULL;
 }
 
-static void skip_aborted(reader *r, bool flexible) {
-    uint32_t n = read_count(r, flexible);
-    if (!flexible)
-        read_span(r, (size_t)n * 16);
-    else
-        for (; n && !r->bad; n--) {
-            read_span(r, 16);
-            skip_tags(r);
-        }
+/* ---- aborted transactions ----
+ *
+ * A partition's list names each by its first offset; where it ends is told by its abort marker among the batches, so the
+ * two are walked together, as Kafka's own consumer does.
+ */
+
+static void skip_aborted(reader *r, bool flexible, uint32_t n) {
+    for (; n && !r->bad; n--) {
+        read_span(r, 16);
+        if (flexible) skip_tags(r);
+    }
 }
+
+static int by_first_offset(const void *left, const void *right) {
+    const aborted *a = left, *b = right;
+    return (a->first_offset > b->first_offset) - (a->first_offset < b->first_offset);
+}
+
+/* Of an element that was read whole already, so nothing can be short. */
+static void keep_aborted(fetch_stream *f, reader r, bool flexible, uint32_t n) {
+    f->aborted_count = n;
+    f->aborted_begun = f->aborted_next = 0;
+    if (n > f->aborted_capacity) {
+        aborted *more = realloc(f->aborted, n * sizeof *more);
+        if (!more) abort(); /* as event_add: void records would be copied in silence */
+        f->aborted = more;
+        f->aborted_capacity = n;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        int64_t producer_id = read_i64(&r);
+        f->aborted[i] = (aborted){producer_id, read_i64(&r)};
+        if (flexible) skip_tags(&r);
+    }
+    if (n > 1) qsort(f->aborted, n, sizeof *f->aborted, by_first_offset);
+}
+
+static void begin_aborted(fetch_stream *f, int64_t offset) {
+    while (f->aborted_next < f->aborted_count && f->aborted[f->aborted_next].first_offset <= offset)
+        f->aborted[f->aborted_begun++] = f->aborted[f->aborted_next++];
+}
+
+/* True if the batch at p is of a transaction that was aborted; its marker ends that. */
+static bool is_aborted(fetch_stream *f, const uint8_t *p, const batch *b) {
+    if (b->magic != 2) return false;
+    begin_aborted(f, b->base_offset);
+    if (!(b->attributes & ATTRIBUTE_TRANSACTIONAL)) return false;
+    bool is_marker = b->attributes & ATTRIBUTE_CONTROL;
+    if (is_marker && !batch_aborts(p, b)) return false;
+    for (size_t i = f->aborted_begun; i-- > 0;) {
+        if (f->aborted[i].producer_id != b->producer_id) continue;
+        if (!is_marker) return true;
+        f->aborted[i] = f->aborted[--f->aborted_begun]; /* and any other: compaction may have taken a marker before */
+    }
+    return false;
+}
+
+/* ---- feed, element by element ---- */
 
 static void read_partition(fetch_stream *f, reader *r, bool flexible, const uint8_t *frame, event_list *events) {
     int32_t partition = read_i32(r);
     int16_t error = read_i16(r);
     int64_t high_watermark = read_i64(r), last_stable = read_i64(r), log_start = read_i64(r);
-    skip_aborted(r, flexible);
+    uint32_t aborted_count = read_count(r, flexible);
+    reader aborted_list = *r;
+    skip_aborted(r, flexible, aborted_count);
     if (f->version >= 11) read_i32(r); /* preferred read replica */
     uint32_t size = read_count(r, flexible);
     if (r->bad) return;
+    keep_aborted(f, aborted_list, flexible, aborted_count);
     f->records_end = (size_t)(r->at - frame) + size;
     f->phase = RECORDS;
     f->answered = find_lane(f, partition);
@@ -312,7 +370,7 @@ static void read_partition(fetch_stream *f, reader *r, bool flexible, const uint
         return;
     }
     l->counters->high_watermark = high_watermark;
-    l->counters->last_stable_offset = last_stable;
+    l->counters->last_stable_offset = f->source->committed ? last_stable : high_watermark;
     l->counters->log_start_offset = log_start;
 }
 
@@ -321,19 +379,28 @@ static bool takes_records(const fetch_stream *f) {
            f->answered->generation == f->answered->lane->generation;
 }
 
-static void refuse(fetch_stream *f, verdict v, int64_t offset, event_list *events) {
+static void refuse(fetch_stream *f, verdict v, const batch *b, event_list *events) {
     lane *l = f->answered->lane;
     f->failed = true;
     if (v == NO_ROOM) return;
     l->blocked = true;
     event *e = event_add(events, l, CANNOT_TAKE);
     e->code = v;
-    e->first = offset;
+    e->first = b->base_offset;
+    e->second = b->producer_id;
 }
 
 static void announce(lane *l, event_list *events) {
     int64_t source_offset;
+    if (lane_asks_to_open(l)) event_add(events, l, REBUILD_AHEAD)->first = lane_raw(l, 0)->source_offset;
     if (lane_announces(l, &source_offset)) event_add(events, l, GAP_AHEAD)->first = source_offset;
+    if (lane_asks_for_time(l)) event_add(events, l, LINGERS);
+}
+
+static verdict give(fetch_stream *f, slab *frame, batch_state state, const batch *b) {
+    uint8_t *p = frame->data + f->at;
+    if (state != BATCH_WHOLE) return REFUSE_MALFORMED;
+    return lane_accept(f->answered->lane, p, b, frame, is_aborted(f, p, b));
 }
 
 /* Gives every batch that has arrived to the lane. False: the next one has not arrived yet. */
@@ -345,9 +412,8 @@ static bool read_records(fetch_stream *f, slab *frame, size_t have, event_list *
         batch_state state = batch_open(&b, frame->data + f->at, end - f->at);
         if (state == BATCH_PARTIAL && f->records_end > have) return false;
         if (state == BATCH_PARTIAL) break; /* cut by the broker: fetched again, whole, next time */
-        verdict v = state == BATCH_WHOLE ? lane_accept(f->answered->lane, frame->data + f->at, &b, frame)
-                                         : REFUSE_MALFORMED;
-        if (v > SKIP_EMPTY) refuse(f, v, b.base_offset, events);
+        verdict v = give(f, frame, state, &b);
+        if (verdict_refuses(v)) refuse(f, v, &b, events);
         announce(f->answered->lane, events);
         f->at += state == BATCH_WHOLE ? b.size : 0;
     }

@@ -24,9 +24,12 @@ typedef struct source {
     slab_pool *pool;
     uint64_t lane_bytes_max;
     uint32_t refs;
+    bool committed;
 } source;
 
-source *source_new(slab_pool *pool, uint64_t lane_bytes_max);
+/* `committed`: nothing beyond the last stable offset is asked for, and records of aborted transactions are left out
+ * (isolation level 1, read_committed). */
+source *source_new(slab_pool *pool, uint64_t lane_bytes_max, bool committed);
 void source_unref(source *s);
 
 /* How much one lane may hold from now on; what it holds beyond that already, it keeps. */

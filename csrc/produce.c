@@ -4,6 +4,7 @@
 
 #include "bytes.h"
 #include "fetch.h"
+#include "merge.h"
 
 enum { API_PRODUCE = 0, ACKS_ALL = -1, REQUEST_FIXED = 64, REQUEST_A_LANE = TOPIC_NAME_MAX + 32 };
 
@@ -63,7 +64,7 @@ void target_set(lane *l, target *t) {
 }
 
 void target_offer(lane *l) {
-    if (l->target && lane_may_send(l)) ring_join(&l->target->sendable, &l->sendable);
+    if (l->target && !l->merge_told && lane_may_send(l)) ring_join(&l->target->sendable, &l->sendable);
 }
 
 bool target_waiting(const target *t) { return !ring_empty(&t->sendable); }
@@ -121,10 +122,20 @@ static bool room_for_headers(request *q, size_t size) {
 }
 
 /* Names the lanes of the request, one batch each: which batch is only settled by lane_take, once nothing can fail. */
-static void choose_lanes(target *t, request *q, uint32_t bytes_max) {
+static void choose_lanes(target *t, request *q, uint32_t bytes_max, event_list *events) {
     uint64_t bytes = 0;
     while (target_waiting(t) && q->count < PRODUCE_LANES_MAX && room_for_lane(q)) {
         lane *l = LANE_OF(t->sendable.after, sendable);
+        if (lane_asks_to_merge(l)) {
+            ring_leave(&l->sendable);
+            event_add(events, l, MERGE_AHEAD);
+            continue;
+        }
+        lane_merge(l);
+        if (!lane_may_send(l)) { /* with more runs than there is room for on the map */
+            ring_leave(&l->sendable);
+            continue;
+        }
         uint32_t size = lane_next(l)->size;
         if (q->count && bytes + size > bytes_max) break;
         bytes += size;
@@ -198,11 +209,11 @@ static void drop_entries(request *q) {
     q->count = 0;
 }
 
-bool target_gather(target *t, const produce_terms *terms, produce_request *out) {
+bool target_gather(target *t, const produce_terms *terms, produce_request *out, event_list *events) {
     if (!target_waiting(t)) return false;
     request *q = request_new(t);
     if (!q) return false;
-    choose_lanes(t, q, terms->bytes_max);
+    choose_lanes(t, q, terms->bytes_max, events);
     if (!q->count || !room_for_headers(q, REQUEST_FIXED + terms->client_id_length + q->count * REQUEST_A_LANE)) {
         drop_entries(q);
         request_spare(t, q);
@@ -250,15 +261,51 @@ static void count_out(const lane *l) {
     if (!lane_in_flight(l)) l->target->lanes_in_flight--;
 }
 
+/* What a broker says of one batch. `record_errors` begins at their count, and was read once without running short; all
+ * zero in versions that have none. */
+typedef struct {
+    int16_t error;
+    int64_t base_offset;
+    const char *text;
+    size_t text_length;
+    reader record_errors;
+} answer;
+
+static const char *read_text(reader *r, size_t *length) {
+    int16_t n = read_i16(r);
+    *length = n > 0 ? (size_t)n : 0;
+    return (const char *)read_span(r, *length);
+}
+
+/* Which records the broker named: those are at fault, and the others of the batch are not. */
+static void note_records(lane *l, reader r) {
+    int32_t n = r.at ? read_i32(&r) : 0;
+    lane_note_refused(l, n > 0 ? (uint32_t)n : 0);
+    for (int32_t i = 0; i < n; i++) {
+        size_t length;
+        refused_record one = {.source_offset = lane_record_offset(l, read_i32(&r))};
+        const char *words = read_text(&r, &length);
+        one.text_length = (uint16_t)(length < REFUSED_TEXT_MAX ? length : REFUSED_TEXT_MAX);
+        if (words) memcpy(one.text, words, one.text_length);
+        if (one.source_offset >= 0) l->refused.records[l->refused.named++] = one;
+    }
+}
+
+static void refuse(lane *l, const answer *a, event_list *events) {
+    event *e = event_add(events, l, PRODUCE_ERROR);
+    e->code = a->error;
+    if (a->text) memcpy(e->text, a->text, a->text_length < EVENT_TEXT_MAX - 1 ? a->text_length : EVENT_TEXT_MAX - 1);
+    note_records(l, a->record_errors);
+    e->first = l->refused.source_offset;
+}
+
 /* An answer for a lane that was halted since is not believed: the target's log will tell. */
-static void settle_lane(lane_entry *entry, int16_t error, int64_t base_offset, const char *text, size_t text_length,
-                        event_list *events) {
+static void settle_lane(lane_entry *entry, const answer *a, event_list *events) {
     lane *l = entry->lane;
+    int64_t base_offset = a->base_offset;
     bool believed = l->generation == entry->generation;
-    if (believed && error) {
-        event *e = event_add(events, l, PRODUCE_ERROR);
-        e->code = error;
-        if (text) memcpy(e->text, text, text_length < EVENT_TEXT_MAX - 1 ? text_length : EVENT_TEXT_MAX - 1);
+    if (believed && a->error) {
+        refuse(l, a, events);
     } else if (believed) {
         int64_t due = lane_checkpoint(l)->target_next;
         if (lane_settle(l, base_offset)) {
@@ -280,45 +327,37 @@ static void settle_lane(lane_entry *entry, int16_t error, int64_t base_offset, c
     lane_unref(l);
 }
 
-static const char *read_text(reader *r, size_t *length) {
-    int16_t n = read_i16(r);
-    *length = n > 0 ? (size_t)n : 0;
-    return (const char *)read_span(r, *length);
-}
-
 /* The first record error names the cause best; the partition's own message is the fallback. */
-static const char *read_words(reader *r, size_t *length) {
-    const char *words = NULL;
+static void read_words(reader *r, answer *a) {
+    a->record_errors = *r;
     int32_t n = read_i32(r);
     for (int32_t i = 0; i < n && !r->bad; i++) {
         size_t one_length;
         read_i32(r); /* the record's index in the batch */
         const char *one = read_text(r, &one_length);
-        if (!words && one_length) {
-            words = one;
-            *length = one_length;
+        if (!a->text && one_length) {
+            a->text = one;
+            a->text_length = one_length;
         }
     }
     size_t own_length;
     const char *own = read_text(r, &own_length);
-    if (words) return words;
-    *length = own_length;
-    return own;
+    if (a->text) return;
+    a->text = own;
+    a->text_length = own_length;
 }
 
 static void settle_partition(request *q, reader *r, const char *name, uint16_t length, uint32_t *cursor,
                              event_list *events) {
     int32_t partition = read_i32(r);
-    int16_t error = read_i16(r);
-    int64_t base_offset = read_i64(r);
-    size_t words_length = 0;
-    const char *words = NULL;
+    answer a = {.error = read_i16(r)};
+    a.base_offset = read_i64(r);
     read_span(r, 16); /* log append time, log start offset */
-    if (q->version >= 8) words = read_words(r, &words_length);
+    if (q->version >= 8) read_words(r, &a);
     if (r->bad) return;
     lane_entry *entry = find_entry(q, name, length, partition, cursor);
     if (entry)
-        settle_lane(entry, error, base_offset, words, words_length, events);
+        settle_lane(entry, &a, events);
     else
         r->bad = true; /* an answer to what was not asked */
 }

@@ -49,7 +49,7 @@ typedef struct {
 
 /* Takes one batch of each waiting lane into a new request, in flight from now on. The parts stay where they are until
  * the request is settled or abandoned. False when no lane waits, or memory is out. */
-bool target_gather(target *t, const produce_terms *terms, produce_request *request);
+bool target_gather(target *t, const produce_terms *terms, produce_request *request, event_list *events);
 
 /* True when some lane has something to send. */
 bool target_waiting(const target *t);

@@ -6,9 +6,10 @@
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memmove, memset, strlen
 
+from array import array
 from collections import namedtuple
 from os import strerror
 
@@ -34,14 +35,20 @@ COUNTERS_SIZE = sizeof(lane_counters)
 SEGMENTS_MAX = C_SEGMENTS_MAX
 
 AHEAD_MAX = 4096  # gaps told of at a time: some 100 KB written down
-EVENTS = ("fetch_error", "diverged", "cannot_take", "produce_error", "offset_drift", "answer_lost", "gap_ahead")
+EVENTS = (
+    "fetch_error", "diverged", "cannot_take", "produce_error", "offset_drift", "answer_lost", "gap_ahead",
+    "merge_ahead", "lingers", "rebuild_ahead",
+)
 VERDICTS = (
-    "pass", "skip_control", "skip_empty", "rebuild_magic", "rebuild_holes", "rebuild_transactional",
-    "rebuild_append_time", "rebuild_delete_horizon", "rebuild_head", "refuse_codec", "refuse_malformed",
-    "refuse_tail", "no_room",
+    "pass", "skip_control", "skip_empty", "skip_aborted", "skip_loop", "rebuild_holes", "rebuild_append_time",
+    "rebuild_delete_horizon", "rebuild_head", "rebuild_size", "rebuild_codec", "rebuild_loop", "rebuild_open",
+    "divert_codec", "refuse_magic", "refuse_malformed", "refuse_producer", "refuse_tail", "no_room",
 )
 
+Refused = namedtuple("Refused", "source_offset source_next record_count size records")
 Event = namedtuple("Event", "lane kind code first second text")
+Terms = namedtuple(
+    "Terms", "timestamp_max batch_bytes_max codec opens stamped merge_bytes", defaults=(0, 0, -1, False, False, 0))
 BatchHeader = namedtuple(
     "BatchHeader",
     "base_offset size leader_epoch magic crc attributes last_offset_delta base_timestamp max_timestamp "
@@ -142,6 +149,13 @@ cdef checkpoint read_checkpoint(where) except *:
     return read
 
 
+cdef batch_terms read_terms(given) except *:
+    cdef batch_terms read
+    read.timestamp_max, read.batch_bytes_max, read.codec = given.timestamp_max, given.batch_bytes_max, given.codec
+    read.opens, read.stamped = given.opens, given.stamped
+    return read
+
+
 cdef segments read_segments(given, checkpoint end) except *:
     """In order, and none beyond the checkpoint; the caller's to free."""
     cdef segments read
@@ -161,6 +175,10 @@ cdef segments read_segments(given, checkpoint end) except *:
     return read
 
 
+include "_records.pxi"
+include "_rebuild.pxi"
+
+
 cdef class Lane:
     cdef lane *c
     cdef Py_buffer *row  # hidden from the garbage collector, which could let it go while the core still writes there
@@ -169,7 +187,8 @@ cdef class Lane:
     cdef public object runner
 
     def __cinit__(self, str source_topic, bytes source_topic_id, str target_topic, int partition,
-                  producer, row, bint hold_gaps=False, bint tolerate=False):
+                  producer, row, bint hold_gaps=False, bint tolerate=False, terms=Terms(),
+                  Producers producers=None):
         self.row = <Py_buffer *>calloc(1, sizeof(Py_buffer))
         if self.row == NULL:
             raise MemoryError
@@ -185,6 +204,8 @@ cdef class Lane:
         spec.source_partition = spec.target_partition = partition
         spec.producer_id, spec.producer_epoch = producer
         spec.hold_gaps, spec.tolerate = hold_gaps, tolerate
+        spec.producers = producers.c if producers is not None else NULL
+        spec.terms, spec.merge_bytes = read_terms(terms), terms.merge_bytes
         spec.counters = <lane_counters *>self.row.buf
         spec.owner = <void *>self
         self.c = lane_new(&spec)
@@ -238,12 +259,95 @@ cdef class Lane:
             b = lane_ahead(self.c, &cursor)
             if b == NULL:
                 break
-            found.append((b.source_offset, b.sequence))
-            queued += <int32_t>(cursor - self.c.send) > 0
-        return lane_cursor(self.c, cursor), tuple(found)
+            add_intents(found, b)
+            if <int32_t>(cursor - self.c.send) > 0:
+                queued += b.run_count
+        return lane_mark(self.c, cursor), tuple(found)
 
-    def permit(self, uint64_t cursor):
-        return bool(lane_permit(self.c, cursor))
+    def permit(self, uint64_t mark):
+        return bool(lane_permit(self.c, mark))
+
+    def set_terms(self, terms):
+        self.c.terms, self.c.merge_bytes = read_terms(terms), terms.merge_bytes
+
+    def linger(self, bint lingers):
+        lane_linger(self.c, lingers)
+
+    def ripen(self):
+        lane_ripen(self.c)
+
+    def asks_for_time(self):
+        return bool(lane_asks_for_time(self.c))
+
+    def unblock(self, bint looked):
+        lane_unblock(self.c, looked)
+
+    def raw(self, uint32_t nth):
+        return view_batch(lane_raw(self.c, nth))
+
+    def replace(self, list made not None):
+        self.check_raw()
+        if not all([isinstance(one, Made) for one in made]):
+            raise TypeError("a batch is replaced by others that were made")
+        cdef rebuilt *parts = <rebuilt *>calloc(max(len(made), 1), sizeof(rebuilt))
+        cdef Made part
+        if parts == NULL:
+            raise MemoryError
+        for i, part in enumerate(made):
+            parts[i] = rebuilt(part.home, part.runs, part.run_count, part.count, part.max_timestamp)
+        cdef verdict v = lane_replace(self.c, parts, len(made))
+        free(parts)
+        return VERDICTS[v]
+
+    cdef check_raw(self):
+        if not lane_raw_count(self.c):
+            raise RuntimeError("the lane has nothing raw (any more)")
+
+    def pass_raw(self):
+        self.check_raw()
+        return VERDICTS[lane_pass(self.c)]
+
+    def announces(self):
+        cdef int64_t source_offset
+        return bool(lane_announces(self.c, &source_offset))
+
+    def refused(self):
+        cdef refused_batch *r = &self.c.refused
+        records = {}
+        for i in range(r.named):
+            text = r.records[i].text[:r.records[i].text_length].decode("utf-8", "replace")
+            records[r.records[i].source_offset] = text
+        return Refused(r.source_offset, r.source_next, r.count, r.size, records)
+
+    def mergeable(self):
+        if not lane_queued(self.c):
+            return []
+        cdef int codec = lane_waiting(self.c, 0).bytes[22] & 7
+        return [view_batch(lane_waiting(self.c, i)) for i in range(lane_mergeable(self.c, codec))]
+
+    def join(self, uint32_t n, Made one not None):
+        if n > lane_queued(self.c) or n < 1:
+            raise ValueError(f"{n} batches are to be merged, {lane_queued(self.c)} are queued")
+        cdef uint32_t i
+        cdef uint64_t count = 0
+        for i in range(n):
+            count += lane_waiting(self.c, i).count
+        if count != one.count:
+            raise ValueError(f"{n} batches became {one.count} records, which is not what they hold")
+        batch_readdress(one.home.data, one.home.size, self.c.producer_id, self.c.producer_epoch,
+                        lane_waiting(self.c, 0).sequence)
+        lane_join(self.c, n, one.home)
+
+    def decline_merge(self, bint for_good):
+        lane_merge_declined(self.c, for_good)
+
+    @property
+    def raw_count(self):
+        return lane_raw_count(self.c)
+
+    @property
+    def generation(self):
+        return self.c.generation
 
     @property
     def in_flight(self):
@@ -266,9 +370,9 @@ cdef class Source:
     cdef source *c
     cdef Pool pool
 
-    def __cinit__(self, Pool pool not None, uint64_t lane_bytes_max):
+    def __cinit__(self, Pool pool not None, uint64_t lane_bytes_max, bint committed=False):
         self.pool = pool
-        self.c = source_new(pool.pool, lane_bytes_max)
+        self.c = source_new(pool.pool, lane_bytes_max, committed)
         if self.c == NULL:
             raise MemoryError
 
@@ -354,7 +458,7 @@ cdef class Target:
         terms.version, terms.correlation_id, terms.timeout_ms = version, correlation_id, self.timeout_ms
         terms.client_id, terms.client_id_length = self.client_id, PyBytes_GET_SIZE(self.client_id)
         terms.bytes_max = self.bytes_max
-        if not target_gather(self.c, &terms, &request):
+        if not target_gather(self.c, &terms, &request, &self.events):
             return 0
         self.sending = transport
         for i in range(request.count):
@@ -391,155 +495,4 @@ cdef class Target:
         return target_in_flight(self.c)
 
 
-cdef enum:
-    PEEK = 512  # small answers arrive whole in the read that finds their length
-    PARTS_A_CALL = 1024  # IOV_MAX
-
-
-cdef class Transport:
-    """Kafka frames over one plain non-blocking socket: reads into slabs, sends from wherever the bytes stand."""
-    cdef int fd
-    cdef Pool pool
-    cdef slab *frame
-    cdef size_t filled
-    cdef uint8_t peeked[PEEK]
-    cdef size_t peeked_bytes
-    cdef iovec *parts
-    cdef size_t first, count, capacity
-    cdef list keep
-    cdef readonly uint64_t received_bytes, sent_bytes
-
-    def __cinit__(self, int fd, Pool pool not None):
-        self.fd, self.pool, self.keep = fd, pool, []
-
-    def __dealloc__(self):
-        self.drop()
-        free(self.parts)
-
-    cdef drop(self):
-        if self.frame != NULL:
-            slab_unref(self.frame)
-            self.frame = NULL
-        self.first = self.count = 0
-
-    def close(self):
-        """Forgets what was to be sent and what was half received; the caller closes the socket."""
-        self.drop()
-        self.keep.clear()
-        self.fd = -1
-
-    # ---- the seam for other transports: these two, non-blocking, -1 with errno ----
-
-    cdef ssize_t recv_some(self, void *into, size_t room) noexcept nogil:
-        return c_recv(self.fd, into, room, MSG_DONTWAIT)
-
-    cdef ssize_t send_some(self, iovec *parts, size_t count) noexcept nogil:
-        cdef msghdr message
-        memset(&message, 0, sizeof(message))
-        message.msg_iov, message.msg_iovlen = parts, count
-        return c_sendmsg(self.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
-
-    # ---- receiving ----
-
-    cdef ssize_t read_into(self, void *into, size_t room) except -2:
-        cdef ssize_t n
-        while True:
-            n = self.recv_some(into, room)
-            if n > 0:
-                self.received_bytes += n
-                return n
-            if n == 0:
-                raise ConnectionResetError("closed by the peer")
-            if errno == EAGAIN:
-                return 0
-            if errno != EINTR:
-                raise OSError(errno, strerror(errno))
-
-    cdef bint begin_frame(self) except -1:
-        cdef ssize_t n
-        if self.peeked_bytes < 4:
-            n = self.read_into(&self.peeked[self.peeked_bytes], PEEK - self.peeked_bytes)
-            self.peeked_bytes += n
-            if self.peeked_bytes < 4:
-                return False
-        cdef uint32_t size = (<uint32_t>self.peeked[0] << 24 | <uint32_t>self.peeked[1] << 16
-                              | <uint32_t>self.peeked[2] << 8 | self.peeked[3])
-        if size < 4 or size > SLAB_SIZE_MAX:
-            raise ValueError(f"a frame of {size} bytes: not Kafka, or a broken peer")
-        self.frame = slab_acquire(self.pool.pool, size)
-        if self.frame == NULL:
-            raise MemoryError(f"no memory for a frame of {size} bytes")
-        self.filled = min(size, self.peeked_bytes - 4)
-        memcpy(self.frame.data, &self.peeked[4], self.filled)
-        self.peeked_bytes -= 4 + self.filled
-        memmove(self.peeked, &self.peeked[4 + self.filled], self.peeked_bytes)
-        return True
-
-    def receive(self, FetchStream stream=None):
-        cdef ssize_t n
-        cdef fetch_progress progress
-        cdef Frame whole
-        if self.fd < 0 or (self.frame == NULL and not self.begin_frame()):
-            return None
-        while True:
-            if stream is not None:
-                progress = fetch_feed(stream.c, self.frame, self.filled, &stream.events)
-                if progress == FETCH_MALFORMED:
-                    raise ValueError("malformed Fetch response")
-            if self.filled == self.frame.size:
-                whole = Frame.__new__(Frame)
-                whole.home, self.frame = self.frame, NULL
-                return whole
-            n = self.read_into(&self.frame.data[self.filled], self.frame.size - self.filled)
-            if n == 0:
-                return None
-            self.filled += n
-
-    # ---- sending ----
-
-    cdef push(self, void *base, size_t size, object owner):
-        cdef iovec *parts
-        if size == 0:
-            return  # sending nothing would look like no progress
-        if self.count == self.capacity:
-            parts = <iovec *>realloc(self.parts, (self.capacity * 2 + 64) * sizeof(iovec))
-            if parts == NULL:
-                raise MemoryError
-            self.parts, self.capacity = parts, self.capacity * 2 + 64
-        self.parts[self.count].iov_base, self.parts[self.count].iov_len = base, size
-        self.count += 1
-        if owner is not None:
-            self.keep.append(owner)
-
-    def send(self, bytes data not None):
-        self.push(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), data)
-
-    def flush(self):
-        cdef ssize_t n
-        while self.first < self.count:
-            n = self.send_some(&self.parts[self.first], min(self.count - self.first, <size_t>PARTS_A_CALL))
-            if n < 0 and errno != EINTR:
-                if errno == EAGAIN:
-                    return False
-                raise OSError(errno, strerror(errno))
-            if n > 0:
-                self.sent_bytes += n
-                self.advance(n)
-        self.first = self.count = 0
-        self.keep.clear()
-        return True
-
-    cdef void advance(self, size_t n) noexcept:
-        cdef iovec *part
-        while n:
-            part = &self.parts[self.first]
-            if n < part.iov_len:
-                part.iov_base = <uint8_t *>part.iov_base + n
-                part.iov_len -= n
-                return
-            n -= part.iov_len
-            self.first += 1
-
-    @property
-    def pending(self):
-        return self.first < self.count
+include "_transport.pxi"

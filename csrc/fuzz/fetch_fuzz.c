@@ -2,19 +2,14 @@
  *
  * An input is  [flags] [n] [n places to cut, u16 each] [the response, without its length prefix]
  * flags: bit 0 chooses version 13 over 10, bit 1 gives the lanes a stop offset, bit 2 records to skip, bit 3 makes them
- * hold what is behind a gap, bit 4 lets others write to the target as well. The first four bytes of the response, its
- * correlation id, are put right, or nothing behind them would ever be reached.
+ * hold what is behind a gap, bit 4 lets others write to the target as well, bit 5 leaves aborted transactions out, bit 6
+ * merges small batches, bit 7 opens all of them. The first four bytes of the response, its correlation id, are put right, or
+ * nothing behind them would ever be reached.
  *
- * With clang: -fsanitize=fuzzer,address,undefined -DWITH_LIBFUZZER. With any compiler: the main() at the end runs the
- * files it is given and then mutates them for as long as it is told; `tests/unit/test_sanitizers.py` does that with
- * true responses to begin with. The input that broke something is left behind in fetch_fuzz.crash, to be run again.
+ * mutator.c says how it is run; `tests/unit/test_sanitizers.py` runs it with true responses to begin with.
  */
-#include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "bytes.h"
 #include "core.h"
@@ -24,7 +19,7 @@
         if (!(truth)) fail(#truth, __LINE__); \
     } while (0)
 
-enum { LANES = 4, BUDGET = 1 << 24, INPUT_MAX = 1 << 16, CORRELATION_ID = 7, CUTS_MAX = 255, SECONDS_AN_INPUT_MAX = 10 };
+enum { LANES = 4, BUDGET = 1 << 24, CORRELATION_ID = 7, CUTS_MAX = 255 };
 
 static const struct {
     const char *topic, *topic_id;
@@ -51,11 +46,12 @@ typedef struct {
     lane *lanes[LANES];
     lane_counters rows[LANES];
     event_list events;
+    int32_t requests;
 } world;
 
 static void world_make(world *w, uint8_t flags) {
     *w = (world){.pool = slab_pool_new(BUDGET), .to = target_new()};
-    w->from = source_new(w->pool, 1 << 20);
+    w->from = source_new(w->pool, 1 << 20, flags & 32);
     w->stream = fetch_stream_new(w->from);
     for (int i = 0; i < LANES; i++) {
         w->lanes[i] = lane_new(&(lane_spec){.source_topic = places[i].topic,
@@ -66,6 +62,8 @@ static void world_make(world *w, uint8_t flags) {
                                             .producer_id = 9,
                                             .hold_gaps = flags & 8,
                                             .tolerate = flags & 16,
+                                            .terms = {.codec = ANY_CODEC, .opens = flags & 128},
+                                            .merge_bytes = flags & 64 ? 1000 : 0,
                                             .counters = &w->rows[i]});
         target_set(w->lanes[i], w->to);
         lane_resume(w->lanes[i], (checkpoint){0, 0, INT32_MAX - 2, -1}, flags & 4 ? 3 : 0, flags & 2 ? 5 : INT64_MAX,
@@ -107,6 +105,37 @@ static int64_t check_map(const lane *l) {
     return last ? last->source + last->length : 0;
 }
 
+/* Its runs follow one another, from its first offset on; returns where they end. */
+static int64_t check_runs(const lane_batch *b) {
+    if (!b->runs) {
+        CHECK(b->run_count == 1);
+        return b->source_offset + b->count;
+    }
+    int64_t end = b->source_offset, records = 0;
+    CHECK(b->run_count > 0 && b->runs[0].source_offset == b->source_offset);
+    for (uint32_t i = 0; i < b->run_count; i++) {
+        CHECK(b->runs[i].count > 0 && (i ? b->runs[i].source_offset > end : b->runs[i].source_offset == end));
+        end = b->runs[i].source_offset + b->runs[i].count;
+        records += b->runs[i].count;
+    }
+    CHECK(records == b->count);
+    return end;
+}
+
+/* What is raw waits in order, and the oldest of it for its owner. */
+static uint64_t check_raw(const lane *l, int64_t *position) {
+    uint64_t bytes = 0;
+    CHECK(!lane_raw_count(l) || lane_raw(l, 0)->why != PASS);
+    for (uint32_t i = 0; i < lane_raw_count(l); i++) {
+        const lane_batch *b = lane_raw(l, i);
+        CHECK(b->source_offset >= *position && b->source_next > b->source_offset && b->count > 0 && !b->runs);
+        CHECK(b->why == PASS || verdict_opens(b->why));
+        *position = b->source_next;
+        bytes += b->size;
+    }
+    return bytes;
+}
+
 /* What is queued follows on from the checkpoint without a gap that is not marked, and adds up. */
 static void check_lane(const lane *l) {
     int64_t run_end = check_map(l);
@@ -114,20 +143,101 @@ static void check_lane(const lane *l) {
     int64_t position = c->position;
     int32_t sequence = following((int32_t)c->sequence, (uint32_t)l->skip_records);
     uint64_t bytes = 0;
-    for (uint32_t i = l->head; i != l->tail; i++) {
-        const lane_batch *b = &l->batches[i & (l->capacity - 1)];
+    CHECK(l->head <= l->send && l->send <= l->ready && l->ready <= l->tail && l->permitted <= lane_queued(l));
+    for (uint32_t i = l->head; i != l->ready; i++) {
+        const lane_batch *b = lane_at(l, i);
         CHECK(b->bytes >= b->home->data && b->bytes + b->size <= b->home->data + b->home->size);
         CHECK((int32_t)load_u32(b->bytes + BATCH_BASE_SEQUENCE) == sequence);
         CHECK(b->source_next > position && b->count > 0 && b->sequence == sequence);
         CHECK(b->source_offset >= run_end && b->behind_gap == (b->source_offset != run_end));
-        run_end = b->source_offset + b->count;
+        CHECK(i == l->head || (int32_t)(b->number - lane_at(l, i - 1)->number) > 0);
+        run_end = check_runs(b);
         position = b->source_next;
         sequence = following(sequence, b->count);
         bytes += b->size;
     }
+    bytes += check_raw(l, &position);
     CHECK(bytes == l->bytes && bytes == l->counters->queued_bytes);
     CHECK(sequence == l->next_sequence && run_end == l->run_end);
-    CHECK(l->counters->fetch_offset == (l->head == l->tail ? c->position : position));
+    CHECK(!l->running || l->counters->fetch_offset == (l->head == l->tail ? c->position : position));
+}
+
+/* ---- owning ---- */
+
+static slab *make_batch(world *w, uint32_t count, int codec) {
+    batch b = {.size = BATCH_HEADER_SIZE + 1, .attributes = (int16_t)codec, .count = (int32_t)count};
+    b.last_offset_delta = b.count - 1;
+    slab *home = slab_acquire(w->pool, b.size);
+    CHECK(home);
+    home->data[BATCH_HEADER_SIZE] = 'x';
+    batch_write(&b, home->data);
+    return home;
+}
+
+/* The oldest raw batch becomes none, itself, or one or two that hold its last or its first and last record. */
+static verdict open_one(world *w, lane *l) {
+    const lane_batch *raw = lane_raw(l, 0);
+    uint32_t choice = (uint32_t)(raw->source_offset + raw->size) % 4;
+    record_run runs[2] = {{raw->source_offset, 1}, {raw->source_next - 1, 1}};
+    if (choice == 1 && raw->why >= REBUILD_SIZE && raw->why <= REBUILD_OPEN) return lane_pass(l);
+    if (choice < 2) return lane_replace(l, NULL, 0);
+    slab *home = make_batch(w, 1, 0), *other = make_batch(w, 2, 4);
+    rebuilt one[2] = {{home, runs, 1, 1, 5}, {home, runs + 1, 1, 1, 6}}, both = {other, runs, 2, 2, 7};
+    bool has_both = runs[0].source_offset + 1 < runs[1].source_offset;
+    verdict v;
+    if (choice == 2 && has_both && raw->source_offset % 2)
+        v = lane_replace(l, &both, 1);
+    else if (choice == 2 && has_both) {
+        one[1].home = make_batch(w, 1, 0);
+        v = lane_replace(l, one, 2);
+        slab_unref(one[1].home);
+    } else
+        v = lane_replace(l, one + 1, 1);
+    slab_unref(home);
+    slab_unref(other);
+    return v;
+}
+
+/* Opens whatever is raw. True if anything was. */
+static bool open_all(world *w) {
+    bool any = false;
+    for (int i = 0; i < LANES; i++) {
+        lane *l = w->lanes[i];
+        while (lane_raw(l, 0)) {
+            any = true;
+            verdict v = open_one(w, l);
+            CHECK(v == PASS || v == REFUSE_TAIL);
+            if (v != PASS) lane_halt(l);
+            check_lane(l);
+        }
+    }
+    return any;
+}
+
+/* Answers lanes that ask whether compressed batches are to be merged. True if any did. */
+static bool merge_all(world *w) {
+    bool any = false;
+    for (int i = 0; i < LANES; i++) {
+        lane *l = w->lanes[i];
+        if (!l->merge_told) continue;
+        any = true;
+        int codec = load_u16(lane_next(l)->bytes + BATCH_ATTRIBUTES) & ATTRIBUTE_CODEC;
+        uint32_t n = lane_mergeable(l, codec), count = 0;
+        CHECK(n > 1 && codec);
+        uint32_t choice = (uint32_t)lane_next(l)->sequence;
+        if (choice % 3 == 0) {
+            lane_merge_declined(l, choice % 5 == 0);
+            continue;
+        }
+        n = 2 + choice % (n - 1);
+        for (uint32_t k = 0; k < n; k++) count += lane_waiting(l, k)->count;
+        slab *home = make_batch(w, count, codec);
+        batch_readdress(home->data, home->size, l->producer_id, l->producer_epoch, lane_next(l)->sequence);
+        lane_join(l, n, home);
+        slab_unref(home);
+        check_lane(l);
+    }
+    return any;
 }
 
 /* ---- feeding ---- */
@@ -153,15 +263,20 @@ static void note_events(outcome *out, const world *w) {
     }
 }
 
-static size_t write_answer(uint8_t *frame, const produce_request *q, world *w) {
+typedef struct {
+    bool has[LANES]; /* lanes with a batch in it */
+    int32_t correlation_id;
+    uint32_t lanes;
+    size_t bytes;
+} sent;
+
+static size_t write_answer(uint8_t *frame, const sent *q, world *w) {
     static const int64_t foreign[] = {0, 0, 0, 2}; /* what others wrote before our batch, where that is tolerated */
     writer out = {frame, frame + 1024, false};
-    reader r = {q->parts[0].iov_base, (uint8_t *)q->parts[0].iov_base + 12, false};
-    read_i64(&r);
-    write_i32(&out, read_i32(&r));
+    write_i32(&out, q->correlation_id);
     write_i32(&out, (int32_t)q->lanes);
     for (int i = 0; i < LANES; i++) {
-        if (!lane_in_flight(w->lanes[i])) continue;
+        if (!q->has[i]) continue;
         size_t length = strlen(places[i].topic);
         write_i16(&out, (int16_t)length);
         write_bytes(&out, places[i].topic, length);
@@ -183,21 +298,40 @@ static bool permit_all(world *w) {
     for (int i = 0; i < LANES; i++) {
         uint32_t cursor = w->lanes[i]->head;
         while (lane_ahead(w->lanes[i], &cursor)) any = true;
-        CHECK(cursor == w->lanes[i]->tail && !lane_permit(w->lanes[i], lane_cursor(w->lanes[i], cursor)));
+        CHECK(cursor == w->lanes[i]->ready && !lane_permit(w->lanes[i], lane_mark(w->lanes[i], cursor)));
+        check_lane(w->lanes[i]);
     }
     return any && target_waiting(w->to);
 }
 
-/* Sends everything that was taken in, and acknowledges it. */
-static void send_all(outcome *out, world *w) {
-    produce_terms terms = {.version = 7, .correlation_id = 1, .client_id = "", .bytes_max = 1 << 20};
+static bool send_one(outcome *out, world *w, sent *s) {
+    produce_terms terms = {.version = 7, .correlation_id = ++w->requests, .client_id = "", .bytes_max = 1 << 20};
     produce_request q;
-    while (target_gather(w->to, &terms, &q) || (permit_all(w) && target_gather(w->to, &terms, &q))) {
-        for (uint32_t i = 0; i < q.count; i++) out->seen = mix(out->seen, q.parts[i].iov_base, q.parts[i].iov_len);
-        uint8_t frame[1024];
-        int32_t throttle_ms;
-        CHECK(target_settle(w->to, frame, write_answer(frame, &q, w), &throttle_ms, &w->events));
+    uint32_t before[LANES];
+    for (int i = 0; i < LANES; i++) before[i] = lane_in_flight(w->lanes[i]);
+    if (!target_gather(w->to, &terms, &q, &w->events)) return false;
+    for (uint32_t i = 0; i < q.count; i++) out->seen = mix(out->seen, q.parts[i].iov_base, q.parts[i].iov_len);
+    *s = (sent){.correlation_id = terms.correlation_id, .lanes = q.lanes, .bytes = q.bytes};
+    for (int i = 0; i < LANES; i++) {
+        s->has[i] = lane_in_flight(w->lanes[i]) > before[i];
+        check_lane(w->lanes[i]);
     }
+    return true;
+}
+
+/* Sends everything that was taken in, a few requests at a time, and acknowledges it. */
+static void send_all(outcome *out, world *w) {
+    sent pipeline[4];
+    do {
+        uint32_t n = 0;
+        while (n < 4 && send_one(out, w, &pipeline[n])) n++;
+        if (n < 4 && merge_all(w)) while (n < 4 && send_one(out, w, &pipeline[n])) n++;
+        for (uint32_t i = 0; i < n; i++) {
+            uint8_t frame[1024];
+            int32_t throttle_ms;
+            CHECK(target_settle(w->to, frame, write_answer(frame, &pipeline[i], w), &throttle_ms, &w->events));
+        }
+    } while (target_waiting(w->to) || merge_all(w) || permit_all(w) || open_all(w));
     for (int i = 0; i < LANES; i++) {
         check_lane(w->lanes[i]);
         CHECK(w->lanes[i]->head == w->lanes[i]->tail);
@@ -255,127 +389,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     CHECK(whole.progress == cut.progress && whole.events == cut.events && whole.seen == cut.seen);
     return 0;
 }
-
-#ifndef WITH_LIBFUZZER
-
-/* ---- a mutator for compilers without one ---- */
-
-typedef struct {
-    uint8_t bytes[INPUT_MAX];
-    size_t size;
-} input;
-
-static input *seeds, now;
-static size_t seed_count;
-static uint64_t state = 1;
-
-static uint32_t chance(uint32_t below) {
-    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-    return (uint32_t)(state >> 32) % below;
-}
-
-static void overwrite(input *in, size_t at, const void *bytes, size_t n) {
-    if (at + n <= in->size) memcpy(in->bytes + at, bytes, n);
-}
-
-static void lie_about_a_number(input *in, size_t at) {
-    static const uint8_t lies[][5] = {{0xff, 0xff, 0xff, 0xff, 0x0f}, {0x7f, 0xff, 0xff, 0xff, 0xff}, {0x80, 0, 0, 0, 0},
-                                      {0, 0, 0, 0, 0}, {0, 0, 0, 1, 0}, {0, 0, 1, 0, 0}, {0xff, 0x7f, 0, 0, 0}};
-    overwrite(in, at, lies[chance(sizeof lies / sizeof *lies)], 1 + chance(5));
-}
-
-static void take_out(input *in, size_t at) {
-    size_t n = 1 + chance(16);
-    if (at + n > in->size) return;
-    memmove(in->bytes + at, in->bytes + at + n, in->size - at - n);
-    in->size -= n;
-}
-
-static void say_again(input *in, size_t at) {
-    size_t n = 1 + chance(200);
-    if (at + n > in->size || in->size + n > INPUT_MAX) return;
-    memmove(in->bytes + at + n, in->bytes + at, in->size - at);
-    in->size += n;
-}
-
-static void splice(input *in, size_t at) {
-    const input *other = &seeds[chance((uint32_t)seed_count)];
-    size_t from = chance((uint32_t)other->size), n = other->size - from;
-    if (at + n > INPUT_MAX) return;
-    memcpy(in->bytes + at, other->bytes + from, n);
-    in->size = at + n;
-}
-
-static void mutate(input *in) {
-    for (uint32_t rounds = 1 + chance(4); rounds && in->size; rounds--) {
-        size_t at = chance((uint32_t)in->size);
-        switch (chance(7)) {
-            case 0: in->bytes[at] ^= (uint8_t)(1 << chance(8)); break;
-            case 1: in->bytes[at] = (uint8_t)chance(256); break;
-            case 2:
-            case 3: lie_about_a_number(in, at); break;
-            case 4: take_out(in, at); break;
-            case 5: say_again(in, at); break;
-            case 6: splice(in, at); break;
-        }
-    }
-}
-
-/* Also of an input that takes longer than any should. Whoever was interrupted may hold locks: system calls only. */
-static void keep_what_broke(int signal_number) {
-    static const char words[] = "the input is in fetch_fuzz.crash\n";
-    int file = open("fetch_fuzz.crash", O_WRONLY | O_CREAT | O_TRUNC, 0644);
-    if (write(file, now.bytes, now.size) == (ssize_t)now.size && write(STDERR_FILENO, words, sizeof words - 1) > 0)
-        close(file);
-    signal(signal_number, SIG_DFL);
-    raise(signal_number);
-}
-
-static void run(const input *in) {
-    now = *in;
-    alarm(SECONDS_AN_INPUT_MAX);
-    LLVMFuzzerTestOneInput(now.bytes, now.size);
-}
-
-static void read_seed(const char *path, input *in) {
-    FILE *file = fopen(path, "rb");
-    if (!file) {
-        perror(path);
-        exit(2);
-    }
-    in->size = fread(in->bytes, 1, INPUT_MAX, file);
-    fclose(file);
-}
-
-/* fetch_fuzz SECONDS SEED FILE... */
-int main(int argc, char **argv) {
-    if (argc < 4) {
-        fprintf(stderr, "usage: fetch_fuzz SECONDS SEED FILE...\n");
-        return 2;
-    }
-    time_t end = time(NULL) + atoi(argv[1]);
-    state += strtoull(argv[2], NULL, 10) * 2654435761u;
-    seed_count = (size_t)argc - 3;
-    seeds = calloc(seed_count, sizeof *seeds);
-    if (!seeds) return 2;
-    signal(SIGABRT, keep_what_broke);
-    signal(SIGALRM, keep_what_broke);
-    LLVMFuzzerInitialize(&argc, &argv);
-    for (size_t i = 0; i < seed_count; i++) {
-        read_seed(argv[i + 3], &seeds[i]);
-        run(&seeds[i]);
-    }
-    unsigned long runs = 0;
-    for (; time(NULL) < end; runs++) {
-        static input mutant;
-        mutant = seeds[chance((uint32_t)seed_count)];
-        mutate(&mutant);
-        run(&mutant);
-    }
-    alarm(0);
-    printf("%lu mutants of %zu seeds\n", runs, seed_count);
-    free(seeds);
-    return 0;
-}
-
-#endif
