@@ -14,19 +14,21 @@ from typing import Any, NoReturn
 
 import msgspec
 from msgspec import inspect
+from msgspec.structs import replace
 
-from replicator.config.models import GIB, KIB, MIB, NAME, Cluster, Config, Limits, Link, LinkFile
+from replicator.config.connect import PropertyFault, translate
+from replicator.config.fields import GIB, KIB, MIB, NAME, pattern_fault, plain_words, replacement_fault
+from replicator.config.models import Cluster, Config, Limits, Link, LinkFile, Policy
+from replicator.config.recipes import DEPTH_MAX, NODES_MAX, condition, measure
 from replicator.config.tree import Path, Tree, read_tree
 from replicator.errors import ConfigError
 
 FILE_BYTES_MAX = MIB
 BOOTSTRAP_MAX = 100
+OPTIONS_BYTES_MAX = 256 * KIB
 
 _UNITS = {None: 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
 _ADDRESS = re.compile(r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")
-
-# msgspec speaks JSON, a link file is YAML.
-_WORDS = {"object": "mapping", "array": "list", "`": ""}
 
 
 def load(path: str | FilePath) -> Config:
@@ -48,7 +50,7 @@ def load(path: str | FilePath) -> Config:
 
 def parse(text: str, file: str = "") -> Config:
     """Check a link file that is in memory already. `file` is the name that errors show."""
-    return from_tree(read_tree(text, file, verbatim="clusters"))
+    return from_tree(read_tree(text, file, verbatim=("clusters", "connect")))
 
 
 def from_data(data: dict[str, Any]) -> Config:
@@ -67,8 +69,9 @@ def from_tree(tree: Tree) -> Config:
         _explain(tree, str(error))
     clusters = {alias: _cluster(tree, alias, properties) for alias, properties in file.clusters.items()}
     _check_limits(tree, file.limits)
-    _check_links(tree, file.links, clusters)
-    return Config(clusters, file.links, file.workers, file.limits)
+    links = tuple(_completed(tree, ("links", index), link) for index, link in enumerate(file.links))
+    _check_links(tree, links, clusters)
+    return Config(clusters, links, file.workers, file.limits)
 
 
 # ---- sizes ----
@@ -76,17 +79,26 @@ def from_tree(tree: Tree) -> Config:
 
 def _with_sizes(tree: Tree) -> Any:
     """The document with texts such as 64MiB replaced by numbers."""
-    limits = tree.data.get("limits") if isinstance(tree.data, dict) else None
-    if not isinstance(limits, dict):
-        return tree.data
-    return {**tree.data, "limits": {key: _size(tree, key, value) for key, value in limits.items()}}
+    return _sized(tree, (), tree.data)
 
 
-def _size(tree: Tree, key: str, value: Any) -> Any:
-    if not isinstance(value, str) or key not in Limits.__struct_fields__ or "bytes" not in key:
-        return value
-    with tree.at("limits", key):
-        return parse_size(value)
+def _sized(tree: Tree, path: Path, value: Any) -> Any:
+    """The value at a path, changed only where a size may be: in `limits`, and in the `where` of an edit."""
+    match path, value:
+        case (("limits", str(key)), str()) if key in Limits.__struct_fields__ and "bytes" in key:
+            return _size(tree, path, value)
+        case (("links", _, "edits", _, "where", *_, "larger_than"), str()):
+            return _size(tree, path, value)
+        case ((), dict()) | (("limits", *_), dict()) | (("links", _), dict()) | (("links", _, "edits", *_), dict()):
+            return {key: _sized(tree, (*path, key), part) for key, part in value.items()}
+        case (("links",), list()) | (("links", _, "edits", *_), list()):
+            return [_sized(tree, (*path, index), part) for index, part in enumerate(value)]
+    return value
+
+
+def _size(tree: Tree, path: Path, text: str) -> int:
+    with tree.at(*path):
+        return parse_size(text)
 
 
 def parse_size(text: str) -> int:
@@ -112,9 +124,7 @@ def _explain(tree: Tree, message: str) -> NoReturn:
         raise tree.error(path, f"`{found[1]}` is missing")
     if found := re.fullmatch(r"Invalid enum value '(.*)'", what, re.DOTALL):
         raise tree.error(path, f"unknown value `{found[1]}`", hint=_meant(found[1], _names(path)))
-    for word, ours in _WORDS.items():
-        what = what.replace(word, ours)
-    raise tree.error(path, what[0].lower() + what[1:])
+    raise tree.error(path, plain_words(what))
 
 
 def _meant(word: str, choices: Iterable[str]) -> str:
@@ -206,6 +216,65 @@ def _address(text: str) -> tuple[str, int]:
     return found["ipv6"], int(found["port"])
 
 
+def _completed(tree: Tree, path: Path, link: Link) -> Link:
+    """With what follows from what is said elsewhere in the link."""
+    return _with_others(tree, path, _with_connect(tree, path, link))
+
+
+# ---- Kafka Connect's properties ----
+
+
+def _with_connect(tree: Tree, path: Path, link: Link) -> Link:
+    """The link with its `connect` properties as its own options; its edits come first. What is said both ways is
+    refused, except for policies: those that say nothing of a record's faults take Connect's word."""
+    if not link.connect:
+        return link
+    try:
+        said = translate(link.connect, link.rename)
+    except PropertyFault as fault:
+        raise tree.error((*path, "connect", fault.key), fault.what, hint=fault.hint, at_key=fault.at_key) from None
+    written = _at(tree.data, path)
+    for key in sorted(set(said.dead_letters) & set(written.get("dead_letters", ()))):
+        raise tree.error((*path, "dead_letters", key), f"`{key}` is given by `connect`, too", at_key=True)
+    if said.dead_letters.get("topic") and link.dead_letters.on == "none":
+        place = (*path, "connect", "errors.deadletterqueue.topic.name")
+        raise tree.error(place, "there is no dead-letter topic", hint="`dead_letters.on` is `none`", at_key=True)
+    given = [policy.keys() for policy in written.get("policies", ())]
+    policies = [
+        replace(policy, **{key: value for key, value in said.policy.items() if key not in keys})
+        for policy, keys in zip(link.policies, given, strict=True)
+    ]
+    return replace(
+        link,
+        edits=(*link.edits, *said.edits),
+        rename=said.rename,
+        policies=(*policies, *([Policy(**said.policy)] if said.policy else [])),
+        dead_letters=replace(link.dead_letters, **said.dead_letters),
+        connect={},
+    )
+
+
+def _with_others(tree: Tree, path: Path, link: Link) -> Link:
+    """Where loops are prevented, applications write to both sides: policies that say nothing of it tolerate that."""
+    if link.loops != "prevent":
+        return link
+    written = _at(tree.data, path).get("policies", ())
+    said = {index for index, policy in enumerate(written) if "foreign_writes" in policy}
+    policies = enumerate((*link.policies, Policy()))
+    return replace(
+        link,
+        policies=tuple(
+            policy if index in said else replace(policy, foreign_writes="tolerate") for index, policy in policies
+        ),
+    )
+
+
+def _at(data: Any, path: Path) -> Any:
+    for step in path:
+        data = data[step]
+    return data
+
+
 # ---- rules that span several values ----
 
 
@@ -232,24 +301,84 @@ def _check_links(tree: Tree, links: tuple[Link, ...], clusters: dict[str, Cluste
             raise tree.error((*path, "name"), f"a second link named `{link.name}`", hint=hint)
         names[link.name] = index
         _check_patterns(tree, path, link)
+        _check_edits(tree, path, link)
+        _check_options(tree, path, link)
+        _check_dead_letters(tree, path, link)
         _check_loop(tree, path, link, clusters)
 
 
 def _check_patterns(tree: Tree, path: Path, link: Link) -> None:
+    for place, pattern in _patterns(link):
+        if fault := pattern_fault(pattern):
+            raise tree.error((*path, *place), fault)
+    for place, pattern, replacement in _replacements(link):
+        if fault := replacement_fault(pattern, replacement):
+            raise tree.error((*path, *place), fault)
+
+
+def _patterns(link: Link) -> Iterator[tuple[Path, str]]:
+    """Every regular expression of a link, and where it is."""
     lists: list[tuple[Path, tuple[str, ...]]] = [
         (("topics", "include"), link.topics.include),
         (("topics", "exclude"), link.topics.exclude),
         (("groups", "include"), link.groups.include),
         (("groups", "exclude"), link.groups.exclude),
     ]
-    lists += [(("policies", index, "topics"), policy.topics) for index, policy in enumerate(link.policies)]
+    for key in ("policies", "edits", "batches", "transforms"):
+        lists += [((key, index, "topics"), row.topics) for index, row in enumerate(getattr(link, key))]
     for place, patterns in lists:
-        for index, pattern in enumerate(patterns):
-            try:
-                re.compile(pattern)
-            except (re.error, OverflowError, RecursionError) as error:
-                what = f"`{pattern}` is not a regular expression: {error}"
-                raise tree.error((*path, *place, index), what) from None
+        yield from (((*place, index), pattern) for index, pattern in enumerate(patterns))
+    if link.rename and link.rename.regex is not None:
+        yield ("rename", "regex"), link.rename.regex
+    for index, edit in enumerate(link.edits):
+        for key in ("drop_header", "rename_header"):
+            if (match := getattr(edit, key)) and match.matching is not None:
+                yield ("edits", index, key, "matching"), match.matching
+
+
+def _replacements(link: Link) -> Iterator[tuple[Path, str, str]]:
+    if link.rename and link.rename.regex is not None:
+        yield ("rename", "replacement"), link.rename.regex, link.rename.replacement
+    for index, edit in enumerate(link.edits):
+        if (match := edit.rename_header) and match.matching is not None:
+            yield ("edits", index, "rename_header", "to"), match.matching, match.to
+
+
+def _check_edits(tree: Tree, path: Path, link: Link) -> None:
+    """The native core's limits on predicates: a link's edits together stay below what it takes of one partition."""
+    nodes_left = NODES_MAX
+    for index, edit in enumerate(link.edits):
+        if edit.where is None:
+            continue
+        depth, nodes = measure(condition(edit.where))
+        nodes_left -= nodes
+        place = (*path, "edits", index, "where")
+        if depth > DEPTH_MAX:
+            raise tree.error(place, f"conditions within conditions, {depth} deep; {DEPTH_MAX} is the most")
+        if nodes_left < 0:
+            raise tree.error(place, f"the edits of a link have more than {NODES_MAX} conditions")
+
+
+def _check_options(tree: Tree, path: Path, link: Link) -> None:
+    """Each partition's worker is told them."""
+    size = 0
+    for index, transform in enumerate(link.transforms):
+        size += len(msgspec.msgpack.encode(transform.options))
+        if size > OPTIONS_BYTES_MAX:
+            what = f"the options of a link's transforms are larger than {OPTIONS_BYTES_MAX} bytes"
+            raise tree.error((*path, "transforms", index, "options"), what, hint="give them the name of a file")
+
+
+def _check_dead_letters(tree: Tree, path: Path, link: Link) -> None:
+    if link.dead_letters.on != "none":
+        return
+    written = _at(tree.data, path).get("policies", ())
+    needy: list[Path] = [
+        ("policies", index, "record_faults") for index, row in enumerate(written) if row.get("record_faults") == "dlq"
+    ]
+    needy += [("edits", index, "divert") for index, edit in enumerate(link.edits) if edit.divert is not None]
+    for place in needy:
+        raise tree.error((*path, *place), "there is no dead-letter topic", hint="`dead_letters.on` is `none`")
 
 
 def _check_loop(tree: Tree, path: Path, link: Link, clusters: dict[str, Cluster]) -> None:

@@ -7,32 +7,39 @@ about YAML.
 """
 
 import os
-import re
-from datetime import UTC, datetime, timedelta
-from functools import cache
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
-from msgspec.structs import force_setattr
+from msgspec.structs import force_setattr, replace
 
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+from replicator.config.edits import ACTIONS, Edit
+from replicator.config.fields import (
+    END,
+    INT32_MAX,
+    MIB,
+    NAME,
+    REAL_TYPE,
+    Pattern,
+    Patterns,
+    Time,
+    TopicPatterns,
+    any_matches,
+    compiled,
+    number,
+    size,
+    time_ms,
+)
 
 ALIAS_LENGTH_MAX = 100
 NAME_LENGTH_MAX = 220  # a link's state topic puts about 20 characters around it; Kafka allows 249
-PATTERN_LENGTH_MAX = 1000
-PATTERNS_MAX = 1000
-INT32_MAX = (1 << 31) - 1  # Kafka's sizes and counts are 32 bit numbers
+TOPIC_LENGTH_MAX = 249
+EDITS_MAX = 100
+TRANSFORMS_MAX = 16
 
-# A file may spell a value in more types than it has afterwards. msgspec insists on its own `type` in a
-# schema, so the wider one goes under this key until the schema is printed.
-REAL_TYPE = "x-type"
-
-END = r"$(?!\n)"  # Python's $ also matches in front of a last newline
-NAME = r"^(?!\.{1,2}$)[A-Za-z0-9._-]+" + END  # what Kafka allows as a topic name
 NAME_PART = r"^[A-Za-z0-9._-]+" + END
 TEMPLATE = r"^[A-Za-z0-9._-]*\{topic\}[A-Za-z0-9._-]*" + END
+REPLACEMENT = r"^([A-Za-z0-9._-]|\\[0-9]{1,2}|\\g<[A-Za-z0-9_]+>)*" + END
 GROUP_TEMPLATE = r"^[^{}]*\{group\}[^{}]*" + END
-SIZE = r"^[0-9]+ ?(KiB|MiB|GiB)?" + END
 
 
 def default_workers() -> int:
@@ -41,18 +48,8 @@ def default_workers() -> int:
     return min(len(affinity(0)) if affinity else os.cpu_count() or 1, 4)
 
 
-def _number(low: int, high: int, description: str) -> Meta:
-    return Meta(ge=low, le=high, description=description)
-
-
-def _size(high: int, description: str) -> Meta:
-    """Bytes: an integer, or in a file also a text with a unit, which the reader turns into one."""
-    schema: dict[str, Any] = {REAL_TYPE: ["integer", "string"], "pattern": SIZE}
-    return Meta(ge=1, le=high, description=description, extra_json_schema=schema)
-
-
 class Rename(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How a topic is called on the target: exactly one of the two."""
+    """How a topic is called on the target: a prefix, a template, or a regular expression and its replacement."""
 
     prefix: Annotated[str, Meta(pattern=NAME_PART, max_length=100, description="Put in front of the topic's name.")] = (
         ""
@@ -61,22 +58,37 @@ class Rename(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
         str,
         Meta(pattern=TEMPLATE, max_length=100, description="The new name; {topic} stands for the old one."),
     ] = ""
+    regex: Annotated[
+        Pattern | None,
+        Meta(description="A regular expression (Python's). Topics whose whole name it does not match keep their name."),
+    ] = None
+    replacement: Annotated[
+        str,
+        Meta(
+            pattern=REPLACEMENT,
+            max_length=TOPIC_LENGTH_MAX,
+            description=r"Put in the place of what `regex` finds first in such a name; \1 stands for its first group.",
+        ),
+    ] = ""
 
     def __post_init__(self) -> None:
-        if bool(self.prefix) == bool(self.template):
-            raise ValueError("give either prefix or template")
+        if bool(self.prefix) + bool(self.template) + (self.regex is not None) != 1:
+            raise ValueError("give one of prefix, template, and regex with replacement")
+        if self.regex is None and self.replacement:
+            raise ValueError("`replacement` needs a `regex`")
 
     def apply(self, topic: str) -> str:
+        if self.regex is not None:
+            # As Kafka Connect's RegexRouter: the whole name must match, then the first find is replaced.
+            pattern = compiled(self.regex)
+            return pattern.sub(self.replacement, topic, count=1) if pattern.fullmatch(topic) else topic
         return self.template.replace("{topic}", topic) if self.template else self.prefix + topic
 
 
 class StartAt(Struct, frozen=True, forbid_unknown_fields=True):
     """Start at the first record that is not older than a time."""
 
-    timestamp: Annotated[
-        Annotated[datetime, Meta(tz=True)] | Annotated[int, Meta(ge=0, le=253_402_300_799_999)],
-        Meta(description="RFC 3339 with a time zone, or milliseconds since 1970."),
-    ]
+    timestamp: Annotated[Time, Meta(description="RFC 3339 with a time zone, or milliseconds since 1970.")]
 
     def __post_init__(self) -> None:
         # Kafka gives negative timestamps meanings of their own: -1 is the log's end, -2 its start.
@@ -86,15 +98,7 @@ class StartAt(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def timestamp_ms(self) -> int:
         """Milliseconds since 1970, as ListOffsets wants them; fractions are rounded down."""
-        if isinstance(self.timestamp, int):
-            return self.timestamp
-        return (self.timestamp - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
-
-
-Patterns = Annotated[
-    tuple[Annotated[str, Meta(min_length=1, max_length=PATTERN_LENGTH_MAX)], ...],
-    Meta(max_length=PATTERNS_MAX),
-]
+        return time_ms(self.timestamp)
 
 
 class Topics(Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,19 +111,24 @@ class Topics(Struct, frozen=True, forbid_unknown_fields=True):
     exclude: Annotated[
         Patterns,
         Meta(description="The same, to leave topics out. Replaces the default: internal topics, MM2's and ours too."),
-    ] = ("__.*", r".*[-.]internal", r".*\.replica", r"(.*\.)?heartbeats", r"replicator\..*\.(state|offsets|events)")
+    ] = (
+        "__.*",
+        r".*[-.]internal",
+        r".*\.replica",
+        r"(.*\.)?heartbeats",
+        r"replicator\..*\.(state|offsets|events|replayed)",
+        r".*\.dlq",
+    )
 
     def selects(self, topic: str) -> bool:
-        return _any_matches(self.include, topic) and not _any_matches(self.exclude, topic)
+        return any_matches(self.include, topic) and not any_matches(self.exclude, topic)
 
 
 class Policy(Struct, frozen=True, forbid_unknown_fields=True):
     """What is done when something has happened to a log that no retry mends. Of a lane's policies the first that
     names its topic counts; what a policy leaves out, and topics that none names, get the defaults."""
 
-    topics: Annotated[
-        Patterns, Meta(min_length=1, description="Names or regular expressions of source topics, whole names.")
-    ] = (".*",)
+    topics: TopicPatterns = (".*",)
     source_gap: Annotated[
         Literal["continue", "stop"],
         Meta(
@@ -135,15 +144,108 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True):
         Literal["fence", "tolerate"],
         Meta(
             description="Somebody else wrote to the target partition: stop the lane, or note the gap in the offset map."
+            " In a file with `loops: prevent` the default is tolerate: both sides are written to there."
         ),
     ] = "fence"
     target_lost: Annotated[
         Literal["refill", "stop"],
         Meta(description="The target lost what it had acknowledged: copy it once more, or stop the lane."),
     ] = "refill"
+    record_faults: Annotated[
+        Literal["dlq", "stop", "skip"],
+        Meta(
+            description="A record cannot be decoded, or the target refuses it: send it to the dead-letter topic and go"
+            " on, stop the lane, or leave it out (counted, an event, and a hole in the offset map)."
+        ),
+    ] = "dlq"
+    retry_timeout_ms: Annotated[
+        int,
+        number(
+            -1,
+            86_400_000,
+            "How long a batch is tried again, after three tries in any case, before an error that may pass counts as"
+            " its own fault; -1: for ever.",
+        ),
+    ] = 0
+    retry_delay_max_ms: Annotated[int, number(1, 3_600_000, "The longest pause before anything is tried again.")] = (
+        2_000
+    )
 
     def applies_to(self, topic: str) -> bool:
-        return _any_matches(self.topics, topic)
+        return any_matches(self.topics, topic)
+
+
+class Batches(Struct, frozen=True, forbid_unknown_fields=True):
+    """How batches are written that are not passed on as they are. Of a link's rows the first that names a topic
+    counts."""
+
+    topics: TopicPatterns = (".*",)
+    codec: Annotated[
+        Literal["keep", "none", "gzip", "snappy", "lz4", "zstd"],
+        Meta(
+            description="How their records are compressed. `keep`: as on the source, and whole batches pass untouched;"
+            " any other: batches of other codecs are rebuilt."
+        ),
+    ] = "keep"
+    merge: Annotated[
+        Literal["auto", "off", "always"],
+        Meta(description="Make one batch of several small ones: when it pays, never, or whenever there are several."),
+    ] = "auto"
+    linger_ms: Annotated[
+        int, number(0, 60_000, "How long a small batch may wait for others to be merged with, in milliseconds.")
+    ] = 0
+
+    def applies_to(self, topic: str) -> bool:
+        return any_matches(self.topics, topic)
+
+
+class Transform(Struct, frozen=True, forbid_unknown_fields=True):
+    """A plug-in that records go through: see `replicator/transforms.py`."""
+
+    name: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=200,
+            description="Its entry point in the group `replicator.transforms` of an installed distribution.",
+        ),
+    ]
+    topics: TopicPatterns = (".*",)
+    options: Annotated[dict[str, Any], Meta(description="What it is told: plain data, which only it understands.")] = {}
+
+    def applies_to(self, topic: str) -> bool:
+        return any_matches(self.topics, topic)
+
+
+class DeadLetterTopic(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where records go that cannot be replicated, with the reason in their headers."""
+
+    topic: Annotated[
+        Annotated[str, Meta(pattern=NAME, max_length=TOPIC_LENGTH_MAX)] | None,
+        Meta(description="Its name; made if missing, never replicated by this link. Default: <link>.dlq."),
+    ] = None
+    on: Annotated[
+        Literal["target", "source", "none"],
+        Meta(
+            description="The cluster it is on. `source` writes to the source cluster. `none`: there is no such topic,"
+            " and `record_faults: dlq` stops the lane."
+        ),
+    ] = "target"
+    partitions: Annotated[int, number(1, 1000, "Of the topic when it is made.")] = 1
+    replication_factor: Annotated[
+        Literal["broker"] | Annotated[int, Meta(ge=1, le=32767)],
+        Meta(description="Of the topic when it is made: the broker's default, or a number."),
+    ] = "broker"
+    context_headers: Annotated[
+        bool, Meta(description="Write Kafka Connect's `__connect.errors.*` headers, too, beside our own.")
+    ] = True
+    log: Annotated[
+        Literal["off", "reasons", "records"],
+        Meta(
+            description="Put a line into the log for each dead letter: none, place and reason, or its key, value and"
+            " headers as well."
+        ),
+    ] = "off"
 
 
 class Groups(Struct, frozen=True, forbid_unknown_fields=True):
@@ -167,11 +269,11 @@ class Groups(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = "{group}"
     sync_interval_ms: Annotated[
-        int, _number(0, 86_400_000, "How often offsets are translated and committed; 0: never.")
+        int, number(0, 86_400_000, "How often offsets are translated and committed; 0: never.")
     ] = 5_000
 
     def selects(self, group: str) -> bool:
-        return _any_matches(self.include, group) and not _any_matches(self.exclude, group)
+        return any_matches(self.include, group) and not any_matches(self.exclude, group)
 
     def target_group(self, group: str) -> str:
         return self.rename.replace("{group}", group)
@@ -186,17 +288,30 @@ class Mm2Topics(Struct, frozen=True, forbid_unknown_fields=True):
         Literal["off", "source", "target"],
         Meta(
             description="Write mm2-offset-syncs.<other>.internal, and where. `source` is the only thing that ever"
-            " writes to a source cluster."
+            " writes to a source cluster, beside `dead_letters.on: source`."
         ),
     ] = "off"
     separator: Annotated[str, Meta(min_length=1, max_length=10, description="Of replication.policy.separator.")] = "."
-    interval_ms: Annotated[int, _number(100, 86_400_000, "How often checkpoints and syncs are written.")] = 5_000
+    interval_ms: Annotated[int, number(100, 86_400_000, "How often checkpoints and syncs are written.")] = 5_000
+
+
+# A key with dots, as in a connector's configuration. Numbers and booleans are text too, spelled as in the file.
+ConnectProperties = Annotated[
+    dict[str, Annotated[str, Meta(extra_json_schema={REAL_TYPE: ["string", "number", "boolean"]})]],
+    Meta(max_length=1000),
+]
 
 
 class Link(Struct, frozen=True, forbid_unknown_fields=True):
     """One direction of replication: topics of a source cluster, copied to a target cluster."""
 
-    source: Annotated[str, Meta(description="Alias of the cluster to read. It is never written to.")]
+    source: Annotated[
+        str,
+        Meta(
+            description="Alias of the cluster to read. It is never written to, but for `mm2_topics.offset_syncs:"
+            " source` and `dead_letters.on: source`."
+        ),
+    ]
     target: Annotated[str, Meta(description="Alias of the cluster to write.")]
     name: Annotated[
         str,
@@ -211,7 +326,7 @@ class Link(Struct, frozen=True, forbid_unknown_fields=True):
         Rename | None,
         Meta(
             description="How topics are called on the target. Default: as on the source.",
-            extra_json_schema={"minProperties": 1, "maxProperties": 1},
+            extra_json_schema={"oneOf": [{"required": [key]} for key in ("prefix", "template", "regex")]},
         ),
     ] = None
     start: Annotated[
@@ -223,17 +338,17 @@ class Link(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="Of created topics: as on the source, the target broker's default, or a number."),
     ] = "source"
     refresh_topics_ms: Annotated[
-        int, _number(100, 86_400_000, "How often to look for new topics and partitions, in milliseconds.")
+        int, number(100, 86_400_000, "How often to look for new topics and partitions, in milliseconds.")
     ] = 30_000
     shards: Annotated[
         int,
-        _number(1, 1024, "Units of ownership that workers share out, fixed once the link has run."),
+        number(1, 1024, "Units of ownership that workers share out, fixed once the link has run."),
     ] = 64
     checkpoint_interval_ms: Annotated[
-        int, _number(50, 60_000, "How often the lanes' positions are written to the target, in milliseconds.")
+        int, number(50, 60_000, "How often the lanes' positions are written to the target, in milliseconds.")
     ] = 1_000
     session_timeout_ms: Annotated[
-        int, _number(1_000, 1_800_000, "After how long without a sign of life a worker's shards go to others.")
+        int, number(1_000, 1_800_000, "After how long without a sign of life a worker's shards go to others.")
     ] = 10_000
     group_protocol: Annotated[
         Literal["classic", "consumer"],
@@ -247,18 +362,69 @@ class Link(Struct, frozen=True, forbid_unknown_fields=True):
     ] = ()
     groups: Annotated[Groups, Meta(description="Consumer groups whose offsets go along.")] = Groups()
     mm2_topics: Annotated[Mm2Topics, Meta(description="Internal topics as MirrorMaker 2 writes them.")] = Mm2Topics()
+    isolation: Annotated[
+        Literal["read_committed", "read_uncommitted"],
+        Meta(
+            description="read_committed: records of aborted transactions are left out, and those of open ones wait."
+            " read_uncommitted: all records are copied, as they come."
+        ),
+    ] = "read_committed"
+    edits: Annotated[
+        tuple[Annotated[Edit, Meta(extra_json_schema={"oneOf": [{"required": [action]} for action in ACTIONS]})], ...],
+        Meta(max_length=EDITS_MAX, description="What is done to records on their way, in this order."),
+    ] = ()
+    provenance: Annotated[
+        bool,
+        Meta(
+            description="Write into each record's headers where it is from: `replicator.source.cluster`, `.topic`,"
+            " `.partition`, `.offset`, and the clusters it came through, `replicator.hops`."
+        ),
+    ] = False
+    loops: Annotated[
+        Literal["off", "prevent"],
+        Meta(
+            description="prevent: leave out records that links brought from the target cluster, whatever their topic."
+        ),
+    ] = "off"
+    batches: Annotated[
+        tuple[Batches, ...], Meta(max_length=1000, description="Codec and merging of batches, by topic.")
+    ] = ()
+    dead_letters: Annotated[DeadLetterTopic, Meta(description="Where records go that cannot be replicated.")] = (
+        DeadLetterTopic()
+    )
+    connect: Annotated[
+        ConnectProperties,
+        Meta(
+            description="Kafka Connect's properties for some of the same things: `transforms`, `predicates`, `errors`."
+        ),
+    ] = {}
+    transforms: Annotated[
+        tuple[Transform, ...],
+        Meta(max_length=TRANSFORMS_MAX, description="Plug-ins in Python that records go through, before the edits."),
+    ] = ()
 
     def __post_init__(self) -> None:
         if not self.name:
             force_setattr(self, "name", f"{self.source}-{self.target}")
 
     def selects(self, topic: str) -> bool:
-        """True if this topic of the source is to be replicated."""
-        return self.topics.selects(topic)
+        """True if this topic of the source is to be replicated. The link's own dead letters never are."""
+        return self.topics.selects(topic) and topic != self.dead_letter_topic
 
     def policy(self, topic: str) -> Policy:
-        """What holds for this topic of the source."""
-        return next((policy for policy in self.policies if policy.applies_to(topic)), Policy())
+        """What holds for this topic of the source. Without dead letters a record's fault stops its lane."""
+        policy = next((policy for policy in self.policies if policy.applies_to(topic)), Policy())
+        if policy.record_faults == "dlq" and self.dead_letters.on == "none":
+            return replace(policy, record_faults="stop")
+        return policy
+
+    def batching(self, topic: str) -> Batches:
+        """How batches of this topic of the source are written."""
+        return next((row for row in self.batches if row.applies_to(topic)), Batches())
+
+    @property
+    def dead_letter_topic(self) -> str:
+        return self.dead_letters.topic or f"{self.name}.dlq"
 
     def target_topic(self, topic: str) -> str:
         """The name on the target of a topic of the source. May be too long for Kafka (more than 249)."""
@@ -272,15 +438,15 @@ class Link(Struct, frozen=True, forbid_unknown_fields=True):
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     """What one worker may use. Sizes are bytes: 65536, or 64KiB, 2MiB, 1GiB."""
 
-    credit_bytes: Annotated[int, _size(1 << 40, "Bytes fetched and not yet acknowledged by the target.")] = 64 * MIB
-    lane_bytes_max: Annotated[int, _size(INT32_MAX, "The same for a single partition.")] = 2 * MIB
-    fetch_bytes_max: Annotated[int, _size(INT32_MAX, "Bytes asked for in one Fetch request.")] = MIB
+    credit_bytes: Annotated[int, size(1 << 40, "Bytes fetched and not yet acknowledged by the target.")] = 64 * MIB
+    lane_bytes_max: Annotated[int, size(INT32_MAX, "The same for a single partition.")] = 2 * MIB
+    fetch_bytes_max: Annotated[int, size(INT32_MAX, "Bytes asked for in one Fetch request.")] = MIB
     fetch_wait_ms: Annotated[
-        int, _number(0, 300_000, "How long a source broker may wait for new data, in milliseconds.")
+        int, number(0, 300_000, "How long a source broker may wait for new data, in milliseconds.")
     ] = 500
-    produce_bytes_max: Annotated[int, _size(INT32_MAX, "Bytes sent in one Produce request.")] = MIB
+    produce_bytes_max: Annotated[int, size(INT32_MAX, "Bytes sent in one Produce request.")] = MIB
     request_timeout_ms: Annotated[
-        int, _number(100, 3_600_000, "How long to wait for an answer before the connection is given up.")
+        int, number(100, 3_600_000, "How long to wait for an answer before the connection is given up.")
     ] = 30_000
 
 
@@ -316,7 +482,7 @@ class LinkFile(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ]
     links: Annotated[tuple[Link, ...], Meta(min_length=1, max_length=1000, description="What to replicate.")]
-    workers: Annotated[int, _number(1, 256, "Processes that move data. Default: one a core, at most 4.")] = field(
+    workers: Annotated[int, number(1, 256, "Processes that move data. Default: one a core, at most 4.")] = field(
         default_factory=default_workers
     )
     limits: Annotated[Limits, Meta(description="Memory and time limits of a worker.")] = Limits()
@@ -345,12 +511,3 @@ class Config(Struct, frozen=True):
     links: tuple[Link, ...]
     workers: int = field(default_factory=default_workers)
     limits: Limits = Limits()
-
-
-@cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
-
-
-def _any_matches(patterns: tuple[str, ...], topic: str) -> bool:
-    return any(_compiled(pattern).fullmatch(topic) for pattern in patterns)

@@ -4,7 +4,8 @@ from typing import Any
 
 import msgspec
 
-from replicator.config.models import REAL_TYPE, LinkFile
+from replicator.config.fields import REAL_TYPE
+from replicator.config.models import LinkFile
 
 
 def json_schema() -> dict[str, Any]:

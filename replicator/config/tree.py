@@ -51,8 +51,8 @@ class Tree(NamedTuple):
             raise self.error(path, error.what, hint=error.hint) from error
 
 
-def read_tree(text: str, file: str = "", verbatim: str = "") -> Tree:
-    """Parse a YAML text. Below the top-level key `verbatim`, scalars stay the text that was written.
+def read_tree(text: str, file: str = "", verbatim: tuple[str, ...] = ()) -> Tree:
+    """Parse a YAML text. Below the keys in `verbatim`, scalars stay the text that was written.
 
     Raises ConfigError for what is not YAML, not the harmless part of it, or has a key twice.
     """
@@ -104,7 +104,7 @@ _SCALARS: list[tuple[re.Pattern[str], Callable[[str], Any]]] = [
 ]
 
 
-def _plain(tree: Tree, node: Node, path: Path, verbatim: str) -> Any:
+def _plain(tree: Tree, node: Node, path: Path, verbatim: tuple[str, ...]) -> Any:
     """The node's value; on the way, every place is noted down."""
     tree.values[path] = _place(node.start_mark)
     match node:
@@ -112,9 +112,18 @@ def _plain(tree: Tree, node: Node, path: Path, verbatim: str) -> Any:
             return {key: _plain(tree, value, (*path, key), verbatim) for key, value in _entries(tree, node, path)}
         case SequenceNode():
             return [_plain(tree, item, (*path, index), verbatim) for index, item in enumerate(node.value)]
-        case ScalarNode(style=None) if path[0:1] != (verbatim,):
-            return _scalar(node.value)
-    return node.value
+        case ScalarNode(style=None) if not any(step in verbatim for step in path):
+            return _scalar(_text(tree, node))
+    return _text(tree, node)
+
+
+def _text(tree: Tree, node: Node) -> str:
+    """A scalar as it was written. An escape can spell half a character, which no encoding takes afterwards."""
+    try:
+        node.value.encode()
+    except UnicodeEncodeError:
+        raise ConfigError("half a character (a surrogate)", tree.file, *_place(node.start_mark)) from None
+    return str(node.value)
 
 
 def _entries(tree: Tree, node: MappingNode, path: Path) -> Iterator[tuple[str, Node]]:
@@ -126,7 +135,7 @@ def _entries(tree: Tree, node: MappingNode, path: Path) -> Iterator[tuple[str, N
             line = tree.keys[*path, key.value][0]
             raise ConfigError(f"`{key.value}` is given twice", tree.file, *place, hint=f"first on line {line}")
         tree.keys[*path, key.value] = place
-        yield key.value, value
+        yield _text(tree, key), value
 
 
 def _scalar(text: str) -> Any:
