@@ -5,7 +5,7 @@ and looks again; calls that come while one is on its way share it.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from replicator.errors import ClusterError, ConnectionLost, NetworkError, Unreachable, Where, kafka_error
@@ -132,6 +132,36 @@ class Cluster:
         body = await self._metadata(None)
         return {row["name"]: _topic(row) for row in body["topics"] if row["error_code"] == 0}
 
+    async def find_topics(self, names_in: Callable[[bytes], Iterable[str]], also: str) -> set[str]:
+        """The topics that `names_in` finds in a list of all topics, as each broker has it; and `also`, if there is such
+        a topic. Metadata travels from broker to broker: what any one of them knows of is there.
+
+        The lists are long, and not decoded: names that are no topic's may be among those found. `topics` holds those
+        that are. Raises NetworkError when one of the brokers does not answer, ClusterError when we may not describe
+        one of the topics.
+        """
+        await self._metadata([])
+        asked = [self._find_topics(address, names_in, also) for address in self.brokers.values()]
+        found: dict[str, TopicMetadata] = {}
+        for topics in await asyncio.gather(*asked):
+            for topic in topics:
+                if topic.name not in found or _epoch(topic) >= _epoch(found[topic.name]):
+                    found[topic.name] = topic
+        self.topics |= found
+        return set(found)
+
+    async def _find_topics(
+        self, address: Address, names_in: Callable[[bytes], Iterable[str]], also: str
+    ) -> list[TopicMetadata]:
+        connection = await self._shared(address)
+        listed = await connection.request_frame(METADATA, {"topics": None})
+        names = {also, *names_in(bytes(memoryview(listed)))}
+        body = await connection.request(METADATA, {"topics": [{"name": name} for name in sorted(names)]})
+        for row in body["topics"]:
+            if row["error_code"] == _UNAUTHORIZED:
+                raise ClusterError(_UNAUTHORIZED, "Metadata", where=Where(self.alias, row["name"]))
+        return [_topic(row) for row in body["topics"] if row["error_code"] == 0 or row["partitions"]]
+
     async def _metadata(self, topics: list[Body] | None) -> Body:
         body = await self.request(METADATA, {"topics": topics})
         self.brokers = {row["node_id"]: (row["host"], row["port"]) for row in body["brokers"]} or self.brokers
@@ -148,6 +178,12 @@ def _topic(row: Body) -> TopicMetadata:
     leaders = tuple(_leader(partitions.get(index)) for index in range(max(partitions, default=-1) + 1))
     replicas = len(partitions[0]["replica_nodes"]) if 0 in partitions else 1
     return TopicMetadata(row["name"], row.get("topic_id", NO_ID), leaders, replicas)
+
+
+def _epoch(topic: TopicMetadata) -> int:
+    """Of partition 0: who knows of a later one knows more."""
+    leader = topic.leaders[0] if topic.leaders else None
+    return leader.epoch if leader else -1
 
 
 def _leader(partition: Body | None) -> Leader | None:

@@ -95,9 +95,11 @@ class Connection:
 
     async def request(self, api: Api, body: Body) -> Body:
         """One message of the slow path and its answer. Raises NetworkError, ProtocolError, UnsupportedBroker."""
-        version = self.version(api)
-        frame = await self._exchange(api, version, body)
-        return decode_response(api, version, memoryview(frame))[1]
+        return decode_response(api, self.version(api), memoryview(await self.request_frame(api, body)))[1]
+
+    async def request_frame(self, api: Api, body: Body) -> Frame:
+        """The answer as it came, not decoded. Raises NetworkError, UnsupportedBroker."""
+        return await self._exchange(api, self.version(api), body)
 
     async def _exchange(self, api: Api, version: int, body: Body) -> Frame:
         answer: asyncio.Future[Frame] = self.loop.create_future()

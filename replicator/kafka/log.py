@@ -18,7 +18,7 @@ OFFSET_OUT_OF_RANGE, LEADER_NOT_AVAILABLE = 1, 5
 
 # A RecordBatch v2 (KIP-98): its records begin behind so many bytes, and bits of its attributes.
 BATCH_HEADER_SIZE = 61
-CODEC, LOG_APPEND_TIME, TRANSACTIONAL, CONTROL = 0x07, 0x08, 0x10, 0x20
+CODEC, LOG_APPEND_TIME, TRANSACTIONAL, CONTROL, DELETE_HORIZON = 0x07, 0x08, 0x10, 0x20, 0x40
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,17 @@ class Partition:
 
 @dataclass(frozen=True)
 class LogSlice:
-    """What a Fetch at one offset brought: whole and cut batches as raw bytes, and the ends of the log."""
+    """What a Fetch at one offset brought: whole and cut batches as raw bytes, and the ends of the log.
+
+    Fetched `committed`, the bytes end before the last stable offset, and `aborted` are the transactions that have a
+    part in them, as (producer id, first offset); their records and markers are in the bytes all the same.
+    """
 
     records: bytes
     log_start_offset: int
     high_watermark: int
+    last_stable_offset: int = -1  # -1: not told
+    aborted: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,14 @@ class LogTail:
     records: bytes = b""
 
 
-async def find_offset(partition: Partition, timestamp: int) -> int:
+async def find_offset(partition: Partition, timestamp: int, committed: bool = False) -> int:
     """The offset of the first record at or after `timestamp` (ms; START and END too); the end if there is none.
 
+    `committed`: END is the last stable offset, where a read_committed reader ends.
     Raises ClusterError with the partition's code, NetworkError.
     """
     asked = {"partition_index": partition.index, "timestamp": timestamp}
-    body = {"topics": [{"name": partition.topic, "partitions": [asked]}]}
+    body: Body = {"topics": [{"name": partition.topic, "partitions": [asked]}], "isolation_level": int(committed)}
     answer = await partition.cluster.request(LIST_OFFSETS, body, partition.leader_id())
     row = _only(answer["topics"], partition)
     if row["offset"] < 0:
@@ -84,9 +91,10 @@ async def find_epoch_end(partition: Partition, leader_epoch: int) -> tuple[int, 
     return int(row["leader_epoch"]), int(row["end_offset"])
 
 
-async def fetch_slice(partition: Partition, offset: int, bytes_max: int) -> LogSlice:
+async def fetch_slice(partition: Partition, offset: int, bytes_max: int, committed: bool = False) -> LogSlice:
     """Raw batches from the one that holds `offset` on: at least one whole batch, if there is one.
 
+    `committed`: as for a reader with isolation.level read_committed, see LogSlice.
     Raises ClusterError with the partition's code (1: no such offset), NetworkError.
     """
     metadata = partition.cluster.topics.get(partition.topic)
@@ -97,11 +105,14 @@ async def fetch_slice(partition: Partition, offset: int, bytes_max: int) -> LogS
         "partitions": [asked],
     }
     body = {"max_wait_ms": 0, "min_bytes": 0, "max_bytes": bytes_max, "topics": [topic]}
+    body["isolation_level"] = int(committed)
     answer = await partition.cluster.request(FETCH, body, partition.leader_id())
     if answer["error_code"]:
         raise ClusterError(answer["error_code"], "Fetch", where=partition.where)
     row = _only(answer["responses"], partition)
-    return LogSlice(row["records"] or b"", row["log_start_offset"], row["high_watermark"])
+    aborted = tuple((each["producer_id"], each["first_offset"]) for each in row["aborted_transactions"] or ())
+    ends = row["log_start_offset"], row["high_watermark"], row["last_stable_offset"]
+    return LogSlice(row["records"] or b"", *ends, aborted)
 
 
 async def read_tail(partition: Partition) -> LogTail:

@@ -480,6 +480,54 @@ LEAVE_GROUP = Api(
     response=Struct(Field("throttle_time_ms", INT32, default=0), Field("error_code", INT16)),
 )
 
+# --- what a topic takes -------------------------------------------------------------------------------------
+
+_resource_asked_for = Struct(
+    Field("resource_type", INT8),  # 2: a topic
+    Field("resource_name", STRING),
+    Field(
+        "configuration_keys", Array(STRING, nullable=True)
+    ),  # null: all; those that a broker does not know are left out
+)
+
+_synonym = Struct(
+    Field("name", STRING),
+    Field("value", NULLABLE_STRING),
+    Field("source", INT8),
+)
+
+_config_found = Struct(
+    Field("name", STRING),
+    Field("value", NULLABLE_STRING),
+    Field("read_only", BOOL),
+    Field("config_source", INT8),
+    Field("is_sensitive", BOOL),
+    Field("synonyms", Array(_synonym)),
+)
+
+_resource_described = Struct(
+    Field("error_code", INT16),
+    Field("error_message", NULLABLE_STRING),
+    Field("resource_type", INT8),
+    Field("resource_name", STRING),
+    Field("configs", Array(_config_found)),
+)
+
+DESCRIBE_CONFIGS = Api(
+    key=32,
+    name="DescribeConfigs",
+    versions=(1,),  # where a value is from; 0 is gone in Kafka 4
+    flexible_since=4,
+    request=Struct(
+        Field("resources", Array(_resource_asked_for)),
+        Field("include_synonyms", BOOL, default=False),
+    ),
+    response=Struct(
+        Field("throttle_time_ms", INT32, default=0),
+        Field("results", Array(_resource_described)),
+    ),
+)
+
 # --- the table ----------------------------------------------------------------------------------------------
 
 APIS: dict[int, Api] = {
@@ -499,6 +547,7 @@ APIS: dict[int, Api] = {
         OFFSET_FETCH,
         OFFSET_COMMIT,
         LEAVE_GROUP,
+        DESCRIBE_CONFIGS,
     )
 }
 

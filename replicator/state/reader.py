@@ -51,14 +51,15 @@ class StateReader:
     """One link's records on its target cluster. Threads may ask it to catch up one after the other; looking at what it
     has read is for the thread that waits for that.
 
-    `record` is what its lanes share, `lanes` their checkpoints by source partition, `groups` the consumer groups'
-    records. What cannot be understood is passed over, but counted in `damaged`, and `damage` is the first such error:
-    what depends on it stays as it was.
+    `record` is what its lanes share (`first_record`: the first that is still there), `lanes` their checkpoints by
+    source partition, `groups` the consumer groups' records. What cannot be understood is passed over, but counted in
+    `damaged`, and `damage` is the first such error: what depends on it stays as it was.
     """
 
     def __init__(self, cluster: Cluster, link: str) -> None:
         """Connects to nothing yet."""
         self.record: LinkRecord | None = None
+        self.first_record: LinkRecord | None = None
         self.lanes: dict[LaneKey, LaneRecord] = {}
         self.groups: dict[str, GroupRecord] = {}  # by the group's name on the source
         self.damaged = 0
@@ -196,6 +197,7 @@ class StateReader:
                     self._take_group(group, value)
                 case LinkKey():
                     self.record = decode(value, LinkRecord) if value else None
+                    self.first_record = self.first_record or self.record
         except ProtocolError as error:
             self.damaged += 1
             self.damage = self.damage or error.at(Where(self._cluster.alias))

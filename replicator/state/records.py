@@ -77,7 +77,8 @@ class ChunkKey(Struct, frozen=True, order=True, forbid_unknown_fields=True):
 
 
 class LinkRecord(Struct, frozen=True):
-    """What the lanes of a link share. Written once, by the owner of shard 0."""
+    """What the lanes of a link share. Written by whoever opens the link first, before any lane of it begins. So other
+    links can tell which producers are links: all that this one has ever used stand here."""
 
     producer_id: int
     producer_epoch: int
@@ -85,6 +86,7 @@ class LinkRecord(Struct, frozen=True):
     source_cluster_id: str = ""
     target_cluster_id: str = ""
     created_ms: int = 0
+    other_producer_ids: tuple[int, ...] = ()  # that lanes use, or may have used
     version: int = VERSION
 
 
@@ -121,6 +123,10 @@ class LaneRecord(Struct, frozen=True):
     log_start_offset: int = -1
     last_timestamp_ms: int = -1  # of the last record that was acknowledged
     worker: str = ""  # host and process id of the owner
+    policy: str = ""  # what is done to records on the way: a hash of edits, filters and isolation
+    # What this owner has counted: batches by what was found of them (as replicator._core.VERDICTS names it), batches
+    # that were merged, records that were filtered out or went to the dead letters. Only what is not 0.
+    counts: dict[str, int] = {}
     version: int = VERSION
 
 

@@ -1,10 +1,11 @@
-"""Writes a link's records to its target cluster, each acknowledged by all in-sync replicas before it counts.
+"""Writes records to a cluster, each acknowledged by all in-sync replicas before it counts.
 
 The records are few and small, so this is an ordinary producer of confluent-kafka. Its threads hold no Python state;
 what it has to say is fetched by a timer, and only while something is outstanding.
 """
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -16,15 +17,19 @@ from replicator.state.records import encode
 
 POLL_S = 0.001
 TRIES = 3  # so many requests may time out before a record is given up
+ANY_PARTITION = -1  # to librdkafka
 QUEUE_MAX = 100_000  # records; 10,000 lanes write one each a second
 
 
-class StateWriter:
-    """For one target cluster. Use from one event loop only."""
+class RecordWriter:
+    """For one cluster. Use from one event loop only. `settings` are librdkafka's, besides those here."""
 
-    def __init__(self, cluster: Cluster, request_timeout_ms: int) -> None:
+    def __init__(
+        self, cluster: Cluster, request_timeout_ms: int, settings: Mapping[str, str | int | float | bool] | None = None
+    ) -> None:
         self._cluster = cluster
         self._timeout_ms = request_timeout_ms
+        self._settings = dict(settings or {})
         self._producer = self._make()
         self._outstanding: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -43,14 +48,20 @@ class StateWriter:
                 "socket.timeout.ms": self._timeout_ms,
                 "message.timeout.ms": TRIES * self._timeout_ms,
                 "queue.buffering.max.messages": QUEUE_MAX,
+                # Without one a fatal error is raised from inside `poll`; delivery reports tell of it as well.
+                "error_cb": _heard,
             }
+            | self._settings
         )
 
-    def write(self, topic: str, partition: int, key: Struct, value: Struct | None) -> asyncio.Future[None]:
-        """Done once the record is acknowledged; None is a tombstone. Fails with ClusterError or Unreachable."""
+    def produce(self, where: Where, key: bytes | None, value: bytes | None, **more: Any) -> asyncio.Future[None]:
+        """Done once the record is acknowledged. Fails with ClusterError or Unreachable.
+
+        `where` without a partition: the key decides. `more`: headers and timestamp as confluent-kafka takes them.
+        """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        where = Where(self._cluster.alias, topic, partition)
+        partition = ANY_PARTITION if where.partition is None else where.partition
 
         def delivered(error: KafkaError | None, _message: Any) -> None:
             self._outstanding.discard(done)
@@ -62,11 +73,12 @@ class StateWriter:
                 done.set_exception(self._spell(error, where))
 
         try:
-            self._producer.produce(
-                topic, encode(value) if value else None, encode(key), partition, on_delivery=delivered
-            )
-        except (BufferError, KafkaException) as error:
+            self._producer.produce(where.topic or "", value, key, partition, on_delivery=delivered, **more)
+        except BufferError as error:
             done.set_exception(Unreachable(f"cannot be written: {error}", where=where))
+            return done
+        except KafkaException as error:
+            done.set_exception(self._spell(error.args[0], where))
             return done
         self._outstanding.add(done)
         if self._timer is None:
@@ -88,7 +100,7 @@ class StateWriter:
                 done.set_exception(Unreachable("not written: its producer failed", where=Where(self._cluster.alias)))
 
     def _spell(self, error: KafkaError, where: Where) -> ReplicatorError:
-        if error.fatal():
+        if error.fatal() or error.code() == KafkaError._FATAL:
             self._begin_anew()
         if error.code() > 0:
             return ClusterError(error.code(), error.str(), where=where)
@@ -101,3 +113,16 @@ class StateWriter:
         if self._timer:
             self._timer.cancel()
             self._timer = None
+
+
+def _heard(_error: KafkaError) -> None:
+    pass
+
+
+class StateWriter(RecordWriter):
+    """Of a link's own records, on its target cluster."""
+
+    def write(self, topic: str, partition: int, key: Struct, value: Struct | None) -> asyncio.Future[None]:
+        """As `produce`; None is a tombstone."""
+        where = Where(self._cluster.alias, topic, partition)
+        return self.produce(where, encode(key), encode(value) if value else None)
