@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from replicator.data.ranges import clip, records_in
+from replicator.data.rules import AS_IT_IS, Rules
 from replicator.data.verify import LaneVerdict, MappedClaim, Outcome, verify_lane
 from replicator.kafka.log import Partition
 from replicator.state.offset_map import as_segments
@@ -32,6 +33,7 @@ class Recent(NamedTuple):
     source: Partition
     target: Partition
     segments: Sequence[tuple[int, int, int]]
+    rules: Rules = AS_IT_IS
 
 
 class Auditor(Generic[L]):
@@ -111,7 +113,12 @@ class Auditor(Generic[L]):
         skip = self._chance.randrange(max(length - STRETCH_RECORDS_MAX, 0) + 1)
         stretch = (source + skip, target + skip, min(length, STRETCH_RECORDS_MAX))
         return MappedClaim(
-            recent.source, recent.target, as_segments([stretch]), holes_allowed=True, bytes_max=STRETCH_BYTES
+            recent.source,
+            recent.target,
+            as_segments([stretch]),
+            holes_allowed=True,
+            bytes_max=STRETCH_BYTES,
+            rules=recent.rules,
         )
 
     async def _again(self, lane: L, claim: MappedClaim) -> LaneVerdict | None:

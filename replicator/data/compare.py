@@ -1,16 +1,19 @@
 """One segment compared: a run of source offsets, and the place of each on the target.
 
-Two batches that hold the same offsets are compared as a whole, if need be unpacked; all else record by record. `at` is
-the source offset up to which everything has been compared.
+Two batches that hold the same offsets are compared as a whole, if need be unpacked; all else record by record, since
+a batch of the target may be made of several of the source's, or of a part of one. `at` is the source offset up to which
+everything has been compared.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from replicator._core import crc32c
+from replicator.data.codecs import CODECS, UnpackError
 from replicator.data.log_reader import LogReader, StoredBatch
 from replicator.data.ranges import Segment
-from replicator.data.unpack import CODECS, Record, UnpackError
+from replicator.data.rules import Rules
+from replicator.data.unpack import Record
 from replicator.errors import ProtocolError
 from replicator.kafka.log import LOG_APPEND_TIME
 
@@ -30,11 +33,17 @@ class Tally:
 
     def __init__(self) -> None:
         self.records = self.bytes = self.batches = self.checksum = 0
-        self.gone = self.cleaned = self.foreign = self.passed_over = 0
-        self.remark = ""  # why not everything is identical, from the first place where it is not
+        self.gone = self.cleaned = self.foreign = self.passed_over = self.edited = 0
+        self.remarks = ["", ""]  # where first something was not compared, and where first not all was identical
 
-    def note(self, remark: str) -> None:
-        self.remark = self.remark or remark
+    def note(self, remark: str, *, uncompared: bool = False) -> None:
+        which = 0 if uncompared else 1
+        self.remarks[which] = self.remarks[which] or remark
+
+    @property
+    def remark(self) -> str:
+        """Why not everything is identical; empty if it is."""
+        return self.remarks[0] or self.remarks[1]
 
 
 class _Stretch(NamedTuple):
@@ -60,18 +69,15 @@ class _Stretch(NamedTuple):
 
     @property
     def stamped(self) -> bool:
-        """True if the target's broker put its own time on what had one."""
-        if self.original is None or self.copy is None:
-            return False
-        ours, theirs = self.original.header.attributes, self.copy.header.attributes
-        return bool(theirs & LOG_APPEND_TIME) and not ours & LOG_APPEND_TIME
+        """True if the target's broker put its own time on it."""
+        return self.copy is not None and bool(self.copy.header.attributes & LOG_APPEND_TIME)
 
 
 class Comparison:
     """Two logs side by side, read forwards from segment to segment.
 
-    With `holes_allowed` a record that only one log still has is counted instead of a difference. `bytes_max` of the
-    source are compared, and the batch that goes beyond it.
+    With `holes_allowed` a record that only one log still has is counted instead of a difference. `rules` say what the
+    records met on their way. `bytes_max` of the source are compared, and the batch that goes beyond it.
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class Comparison:
         readers: tuple[LogReader, LogReader],
         tally: Tally,
         on_records: Callable[[int], None],
+        rules: Rules,
         holes_allowed: bool = False,
         bytes_max: int | None = None,
     ) -> None:
@@ -86,6 +93,8 @@ class Comparison:
         self.at = 0
         self._tally = tally
         self._on_records = on_records
+        self._rules = rules
+        self._counted = 0  # source offset up to which batches are in the tally: many segments may lie in one
         self._holes_allowed = holes_allowed
         self._bytes_max = bytes_max
 
@@ -94,7 +103,7 @@ class Comparison:
         shift, self.at = segment.target - segment.source, segment.source
         self.source.end, self.target.end = segment.source_end, segment.target_end
         while self.at < segment.source_end:
-            if self._bytes_max is not None and self._tally.bytes >= self._bytes_max:
+            if self._bytes_max is not None and self._tally.bytes >= self._bytes_max and self.at >= self._counted:
                 raise Enough
             self.source.move(self.at)
             self.target.move(self.at + shift)
@@ -110,6 +119,7 @@ class Comparison:
         self._check_ends(stretch)
         _check_intact(stretch)
         try:
+            _check_committed(stretch)
             if _same_batch(stretch, self._tally):
                 assert stretch.original
                 records = stretch.original.count_between(stretch.start, stretch.end)
@@ -127,8 +137,10 @@ class Comparison:
             (stretch.copy, self.target, "target"),
         ):
             if batch is None and reader.log_ended:
-                what = f"{stretch.place(stretch.start)}: the {name}'s log ends at {reader.log_end}"
-                raise Difference(what)
+                why = f"the {name}'s log ends at {reader.log_end}"
+                if reader.open_from >= 0:
+                    why = f"a transaction that is still open on the {name}, from {reader.open_from} on"
+                raise Difference(f"{stretch.place(stretch.start)}: {why}")
 
     def _compare_records(self, stretch: _Stretch) -> int:
         """How many are on both sides."""
@@ -139,15 +151,26 @@ class Comparison:
         if original is None or copy is None or not both:
             return 0
         for offset in both:
-            wanted, found = original.at(offset), copy.at(offset + shift)
-            if what := _difference(wanted, found):
-                raise Difference(f"{stretch.place(offset)}: {what}{_looks_like(original, found)}")
-            times = original.timestamp(wanted), copy.timestamp(found)
-            if times[0] != times[1] and not stretch.stamped:
-                raise Difference(f"{stretch.place(offset)}: timestamp should be {times[0]}, is {times[1]}")
+            self._compare_record(stretch, offset, original, copy)
         how = OWN_TIME if stretch.stamped else "the target's batches are not the source's"
         self._tally.note(f"{stretch.place(both[0])}: {how}")
         return len(both)
+
+    def _compare_record(self, stretch: _Stretch, offset: int, original: StoredBatch, copy: StoredBatch) -> None:
+        wanted, found = original.at(offset), copy.at(offset + stretch.shift)
+        names = differences(wanted, found)
+        if unasked := [name for name in names if name not in self._rules.changed]:
+            what = f"another {' and '.join(unasked)}{_looks_like(original, found)}"
+            raise Difference(f"{stretch.place(offset)}: {what}")
+        times = original.timestamp(wanted), copy.timestamp(found)
+        if times[0] != times[1] and not stretch.stamped:
+            names.append("timestamp")
+            if "timestamp" not in self._rules.changed:
+                raise Difference(f"{stretch.place(offset)}: timestamp should be {times[0]}, is {times[1]}")
+        if names:
+            self._tally.edited += 1
+            what = f"another {' and '.join(names)}, which the link's edits explain"
+            self._tally.note(f"{stretch.place(offset)}: {what}", uncompared=True)
 
     def _on_both_sides(self, stretch: _Stretch, ours: Sequence[int], theirs: Sequence[int]) -> list[int]:
         """Where that is not everything, a cleaner must have been allowed."""
@@ -161,7 +184,12 @@ class Comparison:
     def _count(self, stretch: _Stretch, records: int) -> None:
         tally, original = self._tally, stretch.original
         tally.records += records
-        if original and stretch.end == min(original.end, self.source.end or original.end):
+        if (
+            original
+            and original.end > self._counted
+            and stretch.end == min(original.end, self.source.end or original.end)
+        ):
+            self._counted = original.end
             tally.bytes += original.header.size
             tally.batches += 1
             tally.checksum = crc32c(original.section, tally.checksum)
@@ -173,6 +201,12 @@ def _check_intact(stretch: _Stretch) -> None:
         if batch and not batch.intact:
             what = f"the {name}'s batch at {batch.start} does not match its own checksum: it was damaged where it lies"
             raise Difference(f"{stretch.place(stretch.start)}: {what}")
+
+
+def _check_committed(stretch: _Stretch) -> None:
+    original = stretch.original
+    if original and original.aborted and original.count_between(stretch.start, stretch.end):
+        raise Difference(f"{stretch.place(stretch.start)}: a record of a transaction that the source aborted")
 
 
 def _same_batch(stretch: _Stretch, tally: Tally) -> bool:
@@ -218,15 +252,14 @@ def _cannot_open(stretch: _Stretch, error: UnpackError) -> Exception:
     return ProtocolError(f"{stretch.place(stretch.start)}: the source's batch cannot be opened: {error}")
 
 
-def _difference(wanted: Record, found: Record) -> str:
-    """What of the two is not the same, timestamps apart; empty if nothing."""
-    names = [name for name in ("key", "value", "headers") if getattr(wanted, name) != getattr(found, name)]
-    return f"another {' and '.join(names)}" if names else ""
+def differences(wanted: Record, found: Record) -> list[str]:
+    """What of the two is not the same, timestamps apart."""
+    return [name for name in ("key", "value", "headers") if getattr(wanted, name) != getattr(found, name)]
 
 
 def _looks_like(original: StoredBatch, found: Record) -> str:
     """Which other record of the source's batch stands there: that tells loss from damage."""
     for offset in original.between(original.start, original.end):
-        if not _difference(original.at(offset), found):
+        if not differences(original.at(offset), found):
             return f"; it looks like the record of source offset {offset}"
     return ""

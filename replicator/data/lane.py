@@ -13,14 +13,17 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from replicator._core import VERDICTS, Event, Lane, open_batch
-from replicator.config.models import StartAt
-from replicator.data.orders import LaneSpec
+from replicator._core import VERDICTS, Event, Lane
+from replicator.data.disposal import Disposal
+from replicator.data.loops import answer
+from replicator.data.orders import LaneSpec, TargetTopic
 from replicator.data.placement import LaneStopped, Mark, Place, Placement
 from replicator.data.reasons import WHY
+from replicator.data.refusals import Refusals
+from replicator.data.rules import rules_of_lane
 from replicator.data.source import SourceBroker
+from replicator.data.start import NEVER, first_place
 from replicator.data.states import Checkpoint, LaneState
-from replicator.data.stuck import RetentionWatch, StuckLso, blocking_producer
 from replicator.data.target import TargetBroker
 from replicator.data.transitions import (
     UNAUTHORIZED,
@@ -31,6 +34,7 @@ from replicator.data.transitions import (
     by_verdict,
     next_state,
 )
+from replicator.data.watch import STALLED_S, LaneWatch, ripen_later
 from replicator.errors import Action, ClusterError, NetworkError, ReplicatorError, kafka_error
 from replicator.kafka.backoff import Backoff
 from replicator.kafka.cluster import Leader
@@ -39,9 +43,7 @@ from replicator.kafka.log import (
     END,
     OFFSET_OUT_OF_RANGE,
     START,
-    LogTail,
     Partition,
-    fetch_slice,
     find_epoch_end,
     find_offset,
     read_tail,
@@ -49,18 +51,14 @@ from replicator.kafka.log import (
 from replicator.state.records import LaneRecord, spell_topic_id
 
 if TYPE_CHECKING:
-    from replicator.data.audit import Recent
     from replicator.data.ledger import LaneLedger
+    from replicator.data.rebuild import Bench
     from replicator.data.worker import Worker
 
-NEVER = (1 << 63) - 1
 SUSPECT_TRIES = 3  # an error that may be the batch's fault, at the same position
 MISSING_TRIES = 5  # looks at the metadata before a topic counts as deleted
 UNAUTHORIZED_PAUSE_S = 30.0
-AUDIT_LAG_MAX = 100_000  # records: a lane that is further behind has better things to do
-AUDIT_SEGMENTS = 64
-STALLED_S = 60.0  # longer than brokers throttle a client at a time
-RETRY_MS_MAX = 2_000  # what a paused lane asks is shared with the others, or small
+BATCH_FAULTS = frozenset({Trigger.BATCH_TOO_LARGE, Trigger.BATCH_REFUSED, Trigger.CODEC_REFUSED})
 
 
 class LaneRunner:
@@ -83,6 +81,11 @@ class LaneRunner:
         self.target = Partition(worker.clusters[spec.target], spec.target_topic, spec.partition)
         self.producer = (saved.producer_id, saved.producer_epoch) if saved else (spec.producer_id, spec.producer_epoch)
         durable = keep is not None
+        self.loops = worker.loops(spec)
+        self.refusals = Refusals(spec, spec.settings, self.loops)
+        self.rules = rules_of_lane(spec)
+        self._bench: Bench | None = None
+        self.disposal = Disposal(self)
         self.native = Lane(
             spec.topic,
             spec.topic_id,
@@ -92,8 +95,11 @@ class LaneRunner:
             worker.rows.bytes_of(spec.row),
             hold_gaps=durable,
             tolerate=durable and spec.policy.foreign_writes == "tolerate",
+            terms=self.refusals.terms(),
+            producers=self.loops.table if self.loops else None,
         )
         self.native.runner = self
+        self.native.linger(spec.batches.linger_ms > 0)
         self.source_broker: SourceBroker | None = None
         self.target_broker: TargetBroker | None = None
         self.state = LaneState.UNUSED
@@ -106,11 +112,10 @@ class LaneRunner:
         self._in_doubt = self.placed or saved is not None
         self._stop_offset = worker.rows.get(spec.row, "stop_offset") if self.placed else NEVER
         self._procedure: asyncio.Task[None] | None = None
-        self._draining = False
-        self._backoff = Backoff(limit_ms=RETRY_MS_MAX)
-        self._stuck, self._retention = StuckLso(), RetentionWatch()
-        self._moved, self._moved_s = (-1, 0), 0.0  # row version and batches in flight, and since when it is so
-        self._suspect = (-1, 0)  # position, tries there
+        self.draining = False
+        self._backoff = Backoff(limit_ms=spec.policy.retry_delay_max_ms)
+        self._watch = LaneWatch(self)
+        self._suspect = (-1, 0, 0.0)  # position, tries there, since when
         self._troubled_at = -1  # position when something last went wrong
         self._adjust: Callable[[Place], Place] | None = None  # what a policy makes of the next place found
         # NO_ID: not known yet
@@ -161,14 +166,16 @@ class LaneRunner:
 
     def drain(self) -> None:
         """Fetches nothing more, and begins nothing new: what is under way may still settle."""
-        self._draining = True
+        self.draining = True
+        self.native.linger(False)
         if self._procedure:
             self._procedure.cancel()
         self.native.set_source(None, -1)
 
     @property
     def settled(self) -> bool:
-        return not (self.native.in_flight or (self.native.running and self.native.queued))
+        waits = self.native.queued or (self._bench and self._bench.waits)  # what has its letters must go with them
+        return not (self.native.in_flight or (self.native.running and waits))
 
     async def close(self) -> None:
         if self._procedure:
@@ -178,6 +185,9 @@ class LaneRunner:
         self.native.runner = None  # without the circle it goes at once, and lets go of its row
 
     def _run(self, procedure: Coroutine[Any, Any, None]) -> None:
+        if self.draining:
+            procedure.close()  # the next owner finds out
+            return
         if self._procedure:
             self._procedure.cancel()
         self._procedure = asyncio.ensure_future(self._guard(procedure))
@@ -199,13 +209,15 @@ class LaneRunner:
 
     def on_event(self, event: Event) -> None:
         """Decides what follows. The core has already stopped what had to stop."""
-        if self.state.is_final or self._draining:
+        if self.state.is_final or self.draining:
+            if event.kind == "merge_ahead":
+                self.native.decline_merge(True)  # or what is queued would never be sent
             return
         match event.kind:
             case "fetch_error":
                 self._on_fetch_error(event.code)
             case "cannot_take":
-                self._on_cannot_take(VERDICTS[event.code], event.first)
+                self.on_cannot_take(VERDICTS[event.code], event.first, event.second)
             case "diverged":
                 self._run(self._diverged(event.first, event.second))
             case "produce_error":
@@ -217,8 +229,27 @@ class LaneRunner:
             case "answer_lost":
                 self._in_doubt = True
                 self._replace(Trigger.ANSWER_LOST, f"no answer to a Produce: {event.text}")
+            case _:
+                self._on_waiting(event.kind)
+
+    def _on_waiting(self, kind: str) -> None:
+        """Nothing is wrong, but some batches do not go before we have done our part."""
+        match kind:
             case "gap_ahead":
-                self.worker.spawn(self._announce())
+                self.announce_soon()
+            case "lingers":
+                ripen_later(self)
+            case "merge_ahead":
+                self._on_bench.merge_asked = True
+                self.worker.rebuild_soon(self._on_bench)
+            case "rebuild_ahead":
+                self.worker.rebuild_soon(self._on_bench)
+
+    def waits(self, trigger: Trigger, reason: str) -> None:
+        self._change(trigger, reason)
+
+    def announce_soon(self) -> None:
+        self.worker.spawn(self._announce())
 
     async def _announce(self) -> None:
         """Has the gaps that queued batches stand behind written down, so that they may go."""
@@ -227,7 +258,7 @@ class LaneRunner:
         try:
             await self.ledger.announce()
         except (ClusterError, NetworkError) as error:
-            if not self.state.is_final and not self._draining:
+            if not self.state.is_final and not self.draining:
                 self._replace(Trigger.MAP_NOT_WRITTEN, f"the offset map cannot be written: {error}")
 
     def _on_fetch_error(self, code: int) -> None:
@@ -236,78 +267,97 @@ class LaneRunner:
         if code == OFFSET_OUT_OF_RANGE:
             self._run(self._out_of_range())
         elif trigger.is_final:
-            self._run(self._stop(trigger, reason))
+            self.stop(trigger, reason)
         else:
             self._run(self._find_source(trigger, reason))
 
-    def _on_cannot_take(self, verdict: str, offset: int) -> None:
+    def on_cannot_take(self, verdict: str, offset: int, producer_id: int = -1) -> None:
+        if self.loops and verdict == "refuse_producer":
+            self.worker.spawn(answer(self, self.loops, producer_id))
+            return
         reason = f"batch at source offset {offset}: {WHY[verdict]}"
-        if verdict == "refuse_malformed" and self._may_try_again():
+        if verdict == "refuse_malformed":
+            self.on_damage(reason)
+        else:
+            self.stop(by_verdict(verdict), reason)
+
+    def on_damage(self, reason: str) -> None:
+        if self._may_try_again():
             self._replace(Trigger.BATCH_DAMAGED, reason)
         else:
-            self._run(self._stop(by_verdict(verdict), reason))
+            self.stop(Trigger.BATCH_CORRUPT, reason)
 
     def _on_produce_error(self, code: int, words: str) -> None:
         row = kafka_error(code)
         trigger, reason = by_produce_error(code), f"target: {row.name}: {words or row.meaning}"
         if trigger is Trigger.BATCH_SUSPECT and not self._may_try_again():
             trigger = Trigger.BATCH_REFUSED
-        if trigger.is_final:
-            self._run(self._stop(trigger, f"{reason} (batch at source offset {self._position})"))
+        if trigger in BATCH_FAULTS:
+            self._on_refused(trigger, code, words or row.meaning, reason)
+        elif trigger.is_final:
+            self.stop(trigger, f"{reason} (batch at source offset {self._position})")
         else:
             self._replace(trigger, reason, UNAUTHORIZED_PAUSE_S if trigger is Trigger.UNAUTHORIZED else 0)
 
+    def _on_refused(self, trigger: Trigger, code: int, words: str, reason: str) -> None:
+        """The target does not take this batch. It is opened, and the records at fault are told from the others."""
+        batch = self.native.refused()
+        what = f"{reason} (batch at source offset {batch.source_offset})"
+        if not self.refusals.refused(code, words, batch):
+            self.stop(trigger, what)
+            return
+        self.native.set_terms(self.refusals.terms())
+        self._change(Trigger.BATCH_OPENED, what)
+        self.native.halt()
+        self._run(self._place())
+
+    @property
+    def _on_bench(self) -> "Bench":
+        self._bench = self._bench or self.worker.bench(self)
+        return self._bench
+
+    def change_settings(self, settings: TargetTopic) -> None:
+        self.refusals.change(settings)
+        self.native.set_terms(self.refusals.terms())
+
+    def on_letter_lost(self, why: str) -> None:
+        self.disposal.passed(self._position)
+        if not self.draining:
+            self._replace(Trigger.LETTER_NOT_WRITTEN, f"a dead letter cannot be written: {why}")
+
+    def stop(self, trigger: Trigger, reason: str) -> None:
+        self._run(self._stop(trigger, reason))
+
     def _may_try_again(self) -> bool:
-        position, tries = self._suspect
-        tries = tries + 1 if position == self._position else 1
-        self._suspect = (self._position, tries)
-        return tries < SUSPECT_TRIES
+        """After an error that may pass, or be the fault of the batch at this position."""
+        (position, tries, since_s), now_s = self._suspect, time.monotonic()
+        if position != self._position:
+            tries, since_s = 0, now_s
+        self._suspect = (self._position, tries + 1, since_s)
+        timeout_ms = self.spec.policy.retry_timeout_ms
+        return tries + 1 < SUSPECT_TRIES or timeout_ms < 0 or now_s - since_s < timeout_ms / 1000
 
     def on_broker_down(self, broker: object, error: ReplicatorError) -> None:
         """The broker that this lane stands at has no connection any more."""
-        if self.state.is_final or self._draining or (self._procedure and not self._procedure.done()):
+        if self.state.is_final or self.draining or (self._procedure and not self._procedure.done()):
             return
         if broker is self.target_broker:
             self._replace(Trigger.TARGET_AWAY, str(error))
         elif broker is self.source_broker:
             self._run(self._find_source(Trigger.SOURCE_AWAY, str(error)))
 
-    def recent(self) -> "Recent | None":
-        """What an audit may look at: what was copied lately, unless there is something better to do."""
-        from replicator.data.audit import Recent
-
-        behind = self.counter("high_watermark") - self._position > AUDIT_LAG_MAX
-        segments = self.native.segments() if self.placed and self.state is LaneState.COPYING and not behind else ()
-        return Recent(self.source, self.target, segments[-AUDIT_SEGMENTS:]) if segments else None
-
     def watch(self, now_s: float) -> None:
-        """Looks for what no error tells of: an open transaction that holds everybody up, retention that comes near."""
-        if self.state is not LaneState.COPYING:
-            return
-        high_watermark, position = self.counter("high_watermark"), self._position
-        if self._is_stalled(now_s):
+        """Once a second or so, whatever happens."""
+        self.disposal.tell_if_due()
+        self.disposal.passed(self._position)
+        if self.refusals.passed(self._position, self.checkpoint.target_next) or self.refusals.has_clock:
+            self.native.set_terms(self.refusals.terms())
+        if self._watch.look(now_s):
             self._replace(Trigger.STALLED, f"batches wait to be sent, and none is on its way for {STALLED_S:.0f} s")
-            return
-        stuck = self._stuck.update(position, self.counter("last_stable_offset"), high_watermark, now_s)
-        if stuck:
-            self.worker.spawn(self._tell_stuck(stuck))
-        near = self._retention.update(self.counter("log_start_offset"), position, high_watermark, now_s)
-        if near:
-            self.tell(near, f"the source's log starts at {self.counter('log_start_offset')}, we are at {position}")
-
-    def _is_stalled(self, now_s: float) -> bool:
-        """True if something is queued and nothing has happened for too long: a fault of ours, not to be silent."""
-        now = (self.version, self.native.in_flight)
-        if now != self._moved or not self.native.queued or self.native.in_flight:
-            self._moved, self._moved_s = now, now_s
-        return now_s - self._moved_s > STALLED_S
-
-    async def _tell_stuck(self, trigger: Trigger) -> None:
-        self.tell(trigger, await blocking_producer(self.source) if trigger is Trigger.LSO_STUCK else "")
 
     def on_frozen(self, stood_s: float, pause_s: float) -> None:
         """This process stood still: somebody else may have gone on with this lane."""
-        if self._draining:
+        if self.draining:
             self.native.halt()  # the next owner finds out
         elif not self.state.is_final:
             self._in_doubt = True
@@ -410,6 +460,8 @@ class LaneRunner:
             self._change(place.trigger, place.news)
         self._join_target()
         self.native.resume(place.checkpoint, place.landed, self._stop_offset, place.segments)
+        if not self.placed and self.ledger and self.ledger.has_other_policy:
+            self.tell(Trigger.POLICY_CHANGED, f"from source offset {place.checkpoint.position} on")
         self.placed, self._in_doubt, self._adjust = True, False, None
         self._join_source(self._leader(self.source))
         self._change(Trigger.PLACED)
@@ -418,8 +470,11 @@ class LaneRunner:
     async def _find_place(self) -> Place:
         mark = self._mark()
         if mark is None:
-            return Place(await self._first_checkpoint(await read_tail(self.target)))
-        placement = Placement(self.source, self.target, self.producer, self.spec.policy, by_map=self.ledger is not None)
+            tail, keeps_map = await read_tail(self.target), self.ledger is not None
+            start, self._stop_offset = await first_place(self.source, tail, self.spec, keeps_map)
+            return Place(start)
+        spec, by_map = self.spec, self.ledger is not None
+        placement = Placement(self.source, self.target, self.producer, spec.policy, by_map, self.rules, spec.link)
         return await placement.find(mark, self._in_doubt)
 
     def _mark(self) -> Mark | None:
@@ -427,33 +482,6 @@ class LaneRunner:
         if self.placed:
             return Mark(self.checkpoint, self.native.segments(), self.ledger.ahead if self.ledger else ())
         return self.ledger.mark() if self.ledger else None
-
-    async def _first_checkpoint(self, tail: LogTail) -> Checkpoint:
-        """Of a lane that never ran; settles where it is to stop, too. Its target must be empty."""
-        if tail.end_offset:
-            raise LaneStopped(
-                Trigger.TARGET_NOT_EMPTY,
-                f"the target partition is not empty (its log ends at {tail.end_offset}) and nothing says that these"
-                " records are ours; use an empty topic, or rename",
-            )
-        start = await self._start_offset()
-        if self.spec.stop == "now":
-            self._stop_offset = await find_offset(self.source, END)
-        elif self.spec.stop != "never":
-            self._stop_offset = min(self.spec.stop, await find_offset(self.source, END))
-        return Checkpoint(start, tail.end_offset, 0)
-
-    async def _start_offset(self) -> int:
-        start = self.spec.start
-        if isinstance(start, StartAt):
-            offset = await find_offset(self.source, start.timestamp_ms)
-            if offset == await find_offset(self.source, END):
-                return offset
-            # The batch is the unit that moves: begin with the whole one that holds the offset.
-            first = open_batch((await fetch_slice(self.source, offset, 1)).records)
-            log_start = await find_offset(self.source, START)
-            return max(log_start, min(offset, first.base_offset)) if first else offset
-        return await find_offset(self.source, START if start == "earliest" else END)
 
     def _leader(self, partition: Partition) -> Leader:
         leader = partition.cluster.leader(partition.topic, partition.index)
@@ -466,8 +494,12 @@ class LaneRunner:
         self.native.set_target(self.target_broker.ring)
 
     def _join_source(self, leader: Leader) -> None:
-        self.source_broker = self.worker.source_broker(self.spec.source, leader.node_id)
+        self.source_broker = self._broker_of(leader)
         self.native.set_source(self.source_broker.ring, leader.epoch)
+
+    def _broker_of(self, leader: Leader) -> SourceBroker:
+        committed = self.spec.isolation == "read_committed"
+        return self.worker.source_broker(self.spec.source, leader.node_id, committed)
 
     async def _find_source(self, trigger: Trigger, reason: str) -> None:
         """Looks for a leader to fetch from; whatever is queued goes on to the target meanwhile."""
@@ -480,8 +512,7 @@ class LaneRunner:
             try:
                 await self._refresh(self.source)
                 leader = self._leader(self.source)
-                broker = self.worker.source_broker(self.spec.source, leader.node_id)
-                if broker.connected:
+                if self._broker_of(leader).connected:
                     break
             except LaneStopped as stopped:
                 await self._stop(stopped.trigger, stopped.reason)
@@ -501,7 +532,9 @@ class LaneRunner:
     async def _settle(self) -> None:
         """Fetches nothing more, and waits until what was taken in is acknowledged, or given up."""
         self.native.set_source(None, -1)
-        while self.native.running and (self.native.in_flight or self.native.queued):
+        self.native.ripen()
+        native, bench = self.native, self._bench
+        while native.running and (native.in_flight or native.queued or (bench and bench.is_at_work)):
             await asyncio.sleep(0.005)
 
     async def _out_of_range(self) -> None:
@@ -548,8 +581,11 @@ class LaneRunner:
         await self._fork(end_offset, epoch, reason)
 
     async def _fork(self, end_offset: int, epoch: int, reason: str) -> None:
-        trigger = by_policy(self.spec.policy, "source_truncated")
-        await self._go_on(trigger, reason, lambda place: place.at_fork(end_offset, epoch))
+        def at_fork(place: Place) -> Place:
+            self.disposal.forget(end_offset)
+            return place.at_fork(end_offset, epoch)
+
+        await self._go_on(by_policy(self.spec.policy, "source_truncated"), reason, at_fork)
 
     async def _go_on(self, trigger: Trigger, reason: str, adjust: "Callable[[Place], Place]") -> None:
         """At a place that a policy has chosen, or not at all."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from replicator._core import VERDICTS
 from replicator.data.placement import Mark, Place
 from replicator.data.resume import Intent, Segment, still_ahead
 from replicator.data.states import Checkpoint
@@ -39,6 +40,7 @@ ALIVE_S = 10.0  # a lane that stands still says so that often; it also mends wha
 CHUNK_S = 5.0  # between two chunks of a lane, unless many segments wait
 CHUNK_SEGMENTS_SOON = 256  # so many in a LaneRecord are enough
 
+COUNTED = (*VERDICTS, "merged_batches", "filtered_records", "diverted_records")
 NOWHERE = Checkpoint(-1, -1, 0)
 OWNER = f"{socket.gethostname()}:{os.getpid()}"
 
@@ -73,6 +75,11 @@ class LaneLedger:
             return None
         s = self.saved
         return Mark(Checkpoint(s.position, s.target_next, s.sequence, s.leader_epoch), s.segments, s.ahead)
+
+    @property
+    def has_other_policy(self) -> bool:
+        """The last owner treated records differently: by other edits, filters or isolation."""
+        return self.saved is not None and self.saved.policy not in ("", self._runner.spec.policy_hash)
 
     def begin_anew(self) -> None:
         """Both topics are others than those that were left: what is known of them is of no use."""
@@ -205,4 +212,6 @@ class LaneLedger:
             log_start_offset=runner.counter("log_start_offset"),
             last_timestamp_ms=runner.counter("max_timestamp"),
             worker=OWNER,
+            policy=runner.spec.policy_hash,
+            counts={column: n for column in COUNTED if (n := runner.counter(column))},
         )

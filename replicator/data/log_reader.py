@@ -1,16 +1,20 @@
 """One log read from an offset on, batch by batch, a slice of it in memory at a time: for those who compare.
 
 Reads what a consumer may see, from whoever leads the partition by then. Batches without records (control batches, and
-those that compaction has emptied) are passed over: a lane leaves them out too.
+those that compaction has emptied) are passed over: a lane leaves them out too. Batches of aborted transactions are
+shown, and marked: whether they should be anywhere else is for the reader's owner to say.
 """
 
 import asyncio
+import struct
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 from replicator._core import BatchHeader, crc32c, open_batch
-from replicator.data.unpack import Record, UnpackError, split_records, unpack
+from replicator.data.codecs import UnpackError, decode
+from replicator.data.unpack import Record, split_records
 from replicator.errors import Action, ClusterError, NetworkError, ProtocolError
 from replicator.kafka.backoff import Backoff
 from replicator.kafka.log import (
@@ -21,6 +25,7 @@ from replicator.kafka.log import (
     LOG_APPEND_TIME,
     OFFSET_OUT_OF_RANGE,
     START,
+    TRANSACTIONAL,
     LogSlice,
     Partition,
     fetch_slice,
@@ -31,6 +36,9 @@ SLICE_BYTES = 1 << 20
 FETCH_TRIES = 6  # over about two seconds: a leader may move while we read
 
 CRC_STARTS_AT = 21
+
+MARKER = struct.Struct(">hh")  # the key of a control record: its version, and what it says
+ABORT = 0
 
 
 class Gone(ClusterError):
@@ -46,8 +54,9 @@ class Gone(ClusterError):
 class StoredBatch:
     """A batch with records, as its broker stores it. Opened when somebody asks what is in it: UnpackError then."""
 
-    def __init__(self, header: BatchHeader, raw: memoryview) -> None:
+    def __init__(self, header: BatchHeader, raw: memoryview, aborted: bool = False) -> None:
         self.header = header
+        self.aborted = aborted  # its transaction was; known only to those who read `committed`
         self.raw = raw
         self.section = raw[BATCH_HEADER_SIZE:]  # the records, compressed as they are
         self.start = header.base_offset
@@ -62,7 +71,7 @@ class StoredBatch:
 
     @cached_property
     def unpacked(self) -> bytes:
-        return unpack(self.section, self.codec)
+        return bytes(decode(self.codec, self.section))
 
     @cached_property
     def _records(self) -> list[Record]:
@@ -114,20 +123,66 @@ class StoredBatch:
             at = offset
 
 
+class AbortedBatches:
+    """Tells the batches of aborted transactions in one slice, asked for one after the other, as consumers do.
+
+    A producer's batches are aborted from the first offset of its aborted transaction on, up to its ABORT marker; what
+    comes behind that is its next transaction's, which the list names again if it was aborted too.
+    """
+
+    def __init__(self, transactions: Iterable[tuple[int, int]]) -> None:
+        self._ahead = deque(sorted((first_offset, producer_id) for producer_id, first_offset in transactions))
+        self._aborting: set[int] = set()
+
+    def holds(self, header: BatchHeader, raw: memoryview) -> bool:
+        """Raises UnpackError for a marker that is none."""
+        while self._ahead and self._ahead[0][0] <= header.base_offset + header.last_offset_delta:
+            self._aborting.add(self._ahead.popleft()[1])
+        if header.producer_id not in self._aborting:
+            return False
+        if header.attributes & CONTROL:
+            if _is_abort(StoredBatch(header, raw)):
+                self._aborting.discard(header.producer_id)
+            return False
+        return bool(header.attributes & TRANSACTIONAL)
+
+
+def _is_abort(control: StoredBatch) -> bool:
+    if not control.header.count:
+        return False  # the log cleaner has taken the marker out
+    try:
+        key = split_records(control.unpacked, control.header.count)[0].key or b""
+        return bool(MARKER.unpack_from(key)[1] == ABORT)
+    except (UnpackError, struct.error) as error:
+        raise UnpackError(f"the control record at offset {control.start} cannot be read: {error}") from None
+
+
 class LogReader:
     """`peek` shows the batch at or behind `offset`; `move` goes on.
 
     Nothing at or beyond `end` is shown. Up to there the log is known to go, so its reader waits a little when it seems
     not to: a new leader learns late what was acknowledged before. None: to the end of the log, wherever that is.
+
+    `committed`: the log ends before the first transaction that is still open, and batches of aborted ones say so.
     """
 
-    def __init__(self, partition: Partition, offset: int, end: int | None = None, bytes_max: int = SLICE_BYTES) -> None:
+    def __init__(
+        self,
+        partition: Partition,
+        offset: int,
+        end: int | None = None,
+        bytes_max: int = SLICE_BYTES,
+        committed: bool = False,
+    ) -> None:
         self.partition = partition
         self.offset = offset
         self.end = end
         self._bytes_max = bytes_max
+        self._committed = committed
         self.log_end = 0  # as far as we have seen
+        self.open_from = -1  # where it ends because a transaction is open; -1: it does not
         self._records = memoryview(b"")
+        self._aborted = AbortedBatches(())
         self._batch: StoredBatch | None = None
 
     def move(self, offset: int) -> None:
@@ -173,20 +228,23 @@ class LogReader:
             what = f"message format v{header.magic} at offset {header.base_offset} is not compared"
             raise ProtocolError(what, where=self.partition.where)
         raw, self._records = self._records[: header.size], self._records[header.size :]
-        return StoredBatch(header, raw)
+        return StoredBatch(header, raw, self._aborted.holds(header, raw))
 
     async def _slice(self) -> bytes:
         backoff = Backoff()
         for left in reversed(range(FETCH_TRIES)):
-            found = await _fetch(self.partition, self.offset, self._bytes_max)
-            self.log_end = found.high_watermark
-            if found.records or self.end is None or found.high_watermark >= self.end or not left:
+            found = await _fetch(self.partition, self.offset, self._bytes_max, self._committed)
+            stable = found.last_stable_offset if self._committed else -1
+            self.open_from = stable if 0 <= stable < found.high_watermark else -1
+            self.log_end = found.high_watermark if self.open_from < 0 else stable
+            if found.records or self.end is None or self.log_end >= self.end or not left:
+                self._aborted = AbortedBatches(found.aborted)
                 return found.records
             await asyncio.sleep(backoff.next_s())
         raise AssertionError("the last try returns or raises")
 
 
-async def _fetch(partition: Partition, offset: int, bytes_max: int) -> LogSlice:
+async def _fetch(partition: Partition, offset: int, bytes_max: int, committed: bool) -> LogSlice:
     """A slice of the log, from whoever leads the partition by now; empty beyond its end.
 
     Raises Gone, and as fetch_slice after some tries.
@@ -194,7 +252,7 @@ async def _fetch(partition: Partition, offset: int, bytes_max: int) -> LogSlice:
     backoff = Backoff()
     for left in reversed(range(FETCH_TRIES)):
         try:
-            return await _fetch_once(partition, offset, bytes_max)
+            return await _fetch_once(partition, offset, bytes_max, committed)
         except Gone:
             raise
         except (ClusterError, NetworkError) as error:
@@ -206,9 +264,9 @@ async def _fetch(partition: Partition, offset: int, bytes_max: int) -> LogSlice:
     raise AssertionError("the last try returns or raises")
 
 
-async def _fetch_once(partition: Partition, offset: int, bytes_max: int) -> LogSlice:
+async def _fetch_once(partition: Partition, offset: int, bytes_max: int, committed: bool) -> LogSlice:
     try:
-        return await fetch_slice(partition, offset, bytes_max)
+        return await fetch_slice(partition, offset, bytes_max, committed)
     except ClusterError as error:
         if error.code != OFFSET_OUT_OF_RANGE:
             raise

@@ -2,30 +2,35 @@
 
 The rule behind all of it: never resend on a guess. The log end offset and the last batch's header on the target say
 how many records beyond the checkpoint have landed. Which source offset comes after them follows from the offset map:
-the checkpoint's record names every gap in the source's offsets before anything behind the gap is sent. The batch found
-there is compared with the one at the target's end, because the record may be an owner's of the past; if they differ,
-the source's batches are counted from the checkpoint on instead.
+the checkpoint's record names every gap in the source's offsets before anything behind the gap is sent. The record found
+there is compared with the last one of the target, because the checkpoint may be an owner's of the past; if they differ,
+the source's records are counted from the checkpoint on instead, as far as they can be: where they were rebuilt, the
+last one must prove the count right.
 """
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from replicator._core import BatchHeader, crc32c, open_batch
+from replicator._core import BatchHeader, open_batch
 from replicator.config.models import Policy
+from replicator.data.codecs import UnpackError
+from replicator.data.log_reader import LogReader, StoredBatch
+from replicator.data.matching import Match, first_batch, is_replayed, match
 from replicator.data.reasons import WHY
-from replicator.data.resume import SEQUENCES, Segment, resume_point
+from replicator.data.resume import SEQUENCES, Intent, Segment, conflicts, resume_point
+from replicator.data.rules import AS_IT_IS, Rules
 from replicator.data.states import Checkpoint
 from replicator.data.transitions import Trigger, by_policy
-from replicator.errors import ClusterError, ProtocolError
+from replicator.errors import ProtocolError
 from replicator.kafka.log import (
-    BATCH_HEADER_SIZE,
-    CODEC,
     CONTROL,
+    DELETE_HORIZON,
     LOG_APPEND_TIME,
-    OFFSET_OUT_OF_RANGE,
     START,
+    TRANSACTIONAL,
     LogTail,
     Partition,
     fetch_slice,
@@ -35,6 +40,7 @@ from replicator.kafka.log import (
 
 STILL_S = 0.3  # how long the target's tail must not move before we believe that a dead connection's requests are over
 SLICE_BYTES = 1 << 20
+CONFLICTS_MAX = 64  # so many are looked into: each costs two Fetches or more
 
 
 class LaneStopped(Exception):
@@ -52,6 +58,24 @@ class Mark(NamedTuple):
     checkpoint: Checkpoint
     segments: tuple[Segment, ...]
     ahead: tuple[tuple[int, int], ...]
+
+
+class Run(NamedTuple):
+    """Records of ours that stand together on the target."""
+
+    at: int  # target offset
+    sequence: int
+    length: int  # in offsets: what the log cleaner leaves of a batch keeps its span
+
+    @property
+    def end(self) -> int:
+        return self.at + self.length
+
+    def holds(self, sequence: int) -> bool:
+        return (sequence - self.sequence) % SEQUENCES < self.length
+
+    def offset_of(self, sequence: int) -> int:
+        return self.at + (sequence - self.sequence) % SEQUENCES
 
 
 class Place(NamedTuple):
@@ -78,13 +102,16 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Placement:
-    """Finds the place of one lane. `by_map`: gaps are announced before they are passed."""
+    """Finds the place of one lane of `link`. `by_map`: gaps are announced before they are passed. `rules`: what becomes
+    of records on their way, so how to know them again on the target."""
 
     source: Partition
     target: Partition
     producer: tuple[int, int]  # id, epoch
     policy: Policy
     by_map: bool
+    rules: Rules = AS_IT_IS
+    link: str = ""
 
     async def find(self, mark: Mark, in_doubt: bool) -> Place:
         """`in_doubt`: requests whose answers nobody heard may still be landing.
@@ -102,15 +129,24 @@ class Placement:
                 raise LaneStopped(Trigger.TARGET_CHANGED, what)
             return Place(mark.checkpoint, mark.segments)
         if ours == beyond:
-            return await self._beyond(mark, tail, beyond)
-        trigger = by_policy(self.policy, "foreign_writes")
-        if not trigger.is_final and self.by_map:
+            return await self._beyond(mark, beyond)
+        if self.by_map and await self._may_stand_there(mark.checkpoint.target_next, tail.end_offset):
             return await self._among_others(mark, tail)
         raise LaneStopped(
             Trigger.FOREIGN_WRITES_FENCE,
             f"target offsets {mark.checkpoint.target_next} to {tail.end_offset - 1} are not all ours: only the link may"
             " write to this topic",
         )
+
+    async def _may_stand_there(self, offset: int, end: int) -> bool:
+        """True if what others have put on the target is no reason to stop: a policy tolerates it, or it is an
+        operator's replay of this link's dead letters. What a control batch says is no record of anybody's."""
+        if not by_policy(self.policy, "foreign_writes").is_final:
+            return True
+        async for batch in self._target_batches(offset, end):
+            if not (self._is_ours(batch) or batch.header.attributes & CONTROL or is_replayed(batch, self.link)):
+                return False
+        return True
 
     async def _tail(self, mark: Mark, in_doubt: bool) -> LogTail:
         """The target's tail, and not before requests of a lost connection have stopped landing there.
@@ -140,82 +176,111 @@ class Placement:
 
     # ---- more landed than the checkpoint knows of ----
 
-    async def _beyond(self, mark: Mark, tail: LogTail, landed: int) -> Place:
+    async def _beyond(self, mark: Mark, landed: int) -> Place:
         if not self.by_map:
             return Place(mark.checkpoint, mark.segments, landed)
-        assert tail.last is not None
-        with contextlib.suppress(ValueError):  # the record contradicts itself: an owner of the past had a hand in it
-            checkpoint, segments = resume_point(*mark, _next_sequence(tail.last))
-            if await self._agree(checkpoint.position, tail.last, tail.records):
-                return Place(checkpoint, segments)
-        checkpoint, segments = await self._count(mark, landed)
-        if await self._agree(checkpoint.position, tail.last, tail.records):
-            return Place(checkpoint, segments)
-        raise LaneStopped(Trigger.SOURCE_CHANGED, WHY["refuse_tail"])
-
-    async def _agree(self, position: int, copy: BatchHeader, copied: bytes) -> bool:
-        """True unless the source's batch that ends before `position` shows that it is not this one of the target."""
-        try:
-            records = (await fetch_slice(self.source, position - 1, 1)).records
-        except ClusterError as error:
-            if error.code == OFFSET_OUT_OF_RANGE:
-                return True  # gone from the source: nothing speaks against it
-            raise
-        original = open_batch(records)
-        if original is None or original.magic != 2:
-            return True
-        if original.base_offset + original.last_offset_delta + 1 != position:
-            return False
-        if original.count != original.last_offset_delta + 1:
-            return True  # the log cleaner was there since
-        return _same(original, records, copy, copied)
-
-    async def _count(self, mark: Mark, landed: int) -> tuple[Checkpoint, tuple[Segment, ...]]:
-        """The place that so many of the source's records lead to, counted batch by batch from the checkpoint on."""
-        at, segments = mark.checkpoint, list(mark.segments)
-        while landed:
-            records = memoryview((await fetch_slice(self.source, at.position, SLICE_BYTES)).records)
-            if open_batch(records) is None:  # the source ends before the target does
-                raise LaneStopped(Trigger.SOURCE_CHANGED, WHY["refuse_tail"])
-            while landed and (header := open_batch(records)) is not None:
-                records = records[header.size :]
-                behind = header.base_offset + header.last_offset_delta + 1
-                if behind <= at.position:
-                    continue
-                count = 0 if header.attributes & CONTROL else header.count
-                if count > landed or (count and count != header.last_offset_delta + 1):
-                    raise LaneStopped(Trigger.SOURCE_CHANGED, WHY["refuse_tail"])
-                if count:
-                    segments.append((header.base_offset, at.target_next, count))
-                landed -= count
-                sequence = (at.sequence + count) % SEQUENCES
-                at = Checkpoint(behind, at.target_next + count, sequence, header.leader_epoch)
-        return at, _joined(segments)
+        return Place(*await self._resume(mark, [Run(mark.checkpoint.target_next, mark.checkpoint.sequence, landed)]))
 
     async def _among_others(self, mark: Mark, tail: LogTail) -> Place:
         """As `_beyond`, on a target partition that others write to as well: our batches are looked for one by one."""
         found = await self._find_ours(mark.checkpoint.target_next, tail.end_offset)
         if not found:
             return Place(mark.checkpoint, mark.segments)
-        sequence = (found[-1][1] + found[-1][2]) % SEQUENCES
-        checkpoint, segments = resume_point(*mark, sequence)
+        checkpoint, segments = await self._resume(mark, found)
         settled = _joined(_moved(segments, mark.checkpoint, found))
-        return Place(checkpoint._replace(target_next=found[-1][0] + found[-1][2]), settled)
+        return Place(checkpoint._replace(target_next=found[-1].end), settled)
 
-    async def _find_ours(self, offset: int, end: int) -> list[tuple[int, int, int]]:
-        """(target offset, sequence, count) of each of our batches on the target from `offset` on."""
-        found: list[tuple[int, int, int]] = []
+    async def _resume(self, mark: Mark, ours: list[Run]) -> tuple[Checkpoint, tuple[Segment, ...]]:
+        """Where the last of our records on the target leads to, which stand in these runs."""
+        next_sequence = (ours[-1].sequence + ours[-1].length) % SEQUENCES
+        ahead = await self._settle_conflicts(mark, ours, next_sequence)
+        with contextlib.suppress(ValueError):  # the record contradicts itself: an owner of the past had a hand in it
+            checkpoint, segments = resume_point(mark.checkpoint, mark.segments, ahead, next_sequence)
+            if await self._match(checkpoint.position - 1, ours[-1].end - 1) is not Match.OTHER:
+                return checkpoint, segments
+        landed = (next_sequence - mark.checkpoint.sequence) % SEQUENCES
+        checkpoint, segments, is_certain = await self._count(mark, landed)
+        found = await self._match(checkpoint.position - 1, ours[-1].end - 1)
+        if found is Match.SAME or (is_certain and found is Match.UNKNOWN):
+            return checkpoint, segments
+        raise LaneStopped(Trigger.SOURCE_CHANGED, WHY["refuse_tail"])
+
+    async def _settle_conflicts(self, mark: Mark, ours: list[Run], next_sequence: int) -> tuple[Intent, ...]:
+        """The intents without those that others contradict, and the target's records too.
+
+        Two owners may each have announced a gap before the same record: between them the source was compacted, or the
+        link's policy changed. Either may have sent it. So the record that landed decides which it was; where it cannot,
+        the lane stops.
+        """
+        ahead = mark.ahead
+        disputed = conflicts(mark.checkpoint, ahead, next_sequence)
+        for number, (sequence, offsets) in enumerate(disputed.items()):
+            at = next((run.offset_of(sequence) for run in ours if run.holds(sequence)), -1)  # -1: compacted since
+            told = [offset for offset in offsets if at >= 0 and await self._match(offset, at) is Match.SAME]
+            if len(told) != 1 or number >= CONFLICTS_MAX:
+                raise LaneStopped(
+                    Trigger.SOURCE_CHANGED,
+                    f"the target's record of sequence {sequence} may be the source's at"
+                    f" {' or '.join(map(str, offsets))}, and {len(told) or 'none'} of these is the same: owners of the"
+                    " lane saw the source differently, which was compacted meanwhile, or filtered in another way",
+                )
+            ahead = tuple(intent for intent in ahead if intent[1] != sequence or intent[0] == told[0])
+        return ahead
+
+    async def _match(self, offset: int, at: int) -> Match:
+        """Whether the target's record at `at` is the source's at `offset`."""
+        copy = first_batch((await fetch_slice(self.target, at, 1)).records)
+        if copy is None:
+            raise ProtocolError("a Fetch below the log's end brought no batch", where=self.target.where)
+        return await match(self.source, offset, copy, at, self.rules)
+
+    async def _count(self, mark: Mark, landed: int) -> tuple[Checkpoint, tuple[Segment, ...], bool]:
+        """The place that so many of the source's records lead to, counted batch by batch from the checkpoint on.
+
+        And whether that is certain: what was rebuilt may have been more records then, or fewer.
+        """
+        at, segments, is_certain = mark.checkpoint, list(mark.segments), not self.rules.changed
+        reader = LogReader(self.source, at.position, committed=self.rules.committed)
+        try:
+            while landed:
+                batch = None if self.rules.filtered or self.rules.diverted else await reader.peek()
+                if batch is None:  # the source ends before the target does, or its records cannot be counted
+                    raise LaneStopped(Trigger.SOURCE_CHANGED, WHY["refuse_tail"])
+                is_certain = is_certain and not _is_rebuilt(batch) and at.position <= batch.start
+                for start, length in () if batch.aborted else batch.runs():
+                    first, end = max(start, at.position), min(start + length, max(start, at.position) + landed)
+                    if first < end:
+                        segments.append((first, at.target_next, end - first))
+                        at = _passed(at, end, end - first, batch.header.leader_epoch)
+                        landed -= end - first
+                is_certain = is_certain and at.position >= batch.end
+                reader.move(batch.end)
+        except (ProtocolError, UnpackError):  # of a format, or in a state, that we cannot count in
+            raise LaneStopped(Trigger.SOURCE_CHANGED, WHY["refuse_tail"]) from None
+        return at, _joined(segments), is_certain
+
+    def _is_ours(self, batch: StoredBatch) -> bool:
+        return (batch.header.producer_id, batch.header.producer_epoch) == self.producer
+
+    async def _find_ours(self, offset: int, end: int) -> list[Run]:
+        """Each of our batches on the target from `offset` on."""
+        return [
+            Run(batch.start, batch.header.base_sequence, batch.end - batch.start)
+            async for batch in self._target_batches(offset, end)
+            if self._is_ours(batch)
+        ]
+
+    async def _target_batches(self, offset: int, end: int) -> AsyncIterator[StoredBatch]:
         while offset < end:
             records = memoryview((await fetch_slice(self.target, offset, SLICE_BYTES)).records)
             if open_batch(records) is None:
                 raise ProtocolError("a Fetch below the log's end brought no batch", where=self.target.where)
             while (header := open_batch(records)) is not None:
+                batch = StoredBatch(header, records[: header.size])
                 records = records[header.size :]
-                behind = header.base_offset + header.last_offset_delta + 1
-                if behind > offset and (header.producer_id, header.producer_epoch) == self.producer:
-                    found.append((header.base_offset, header.base_sequence, header.last_offset_delta + 1))
-                offset = max(offset, behind)
-        return found
+                if batch.end > offset:
+                    offset = batch.end
+                    yield batch
 
     # ---- less there than was acknowledged ----
 
@@ -250,18 +315,16 @@ def _next_sequence(last: BatchHeader) -> int:
     return (last.base_sequence + last.last_offset_delta + 1) % SEQUENCES
 
 
-def _same(original: BatchHeader, records: bytes, copy: BatchHeader, copied: bytes) -> bool:
-    """True if these two batches have the same records. A target that packs batches anew leaves the times to compare."""
-    if (original.count, original.base_timestamp) != (copy.count, copy.base_timestamp):
-        return False
-    if not copy.attributes & LOG_APPEND_TIME and original.max_timestamp != copy.max_timestamp:
-        return False
-    if (original.attributes ^ copy.attributes) & CODEC:
-        return True
-    return crc32c(records[BATCH_HEADER_SIZE : original.size]) == crc32c(copied[BATCH_HEADER_SIZE : copy.size])
+def _is_rebuilt(batch: StoredBatch) -> bool:
+    """True for a batch that a lane does not pass on as it is."""
+    return not batch.dense or bool(batch.header.attributes & (TRANSACTIONAL | LOG_APPEND_TIME | DELETE_HORIZON))
 
 
-def _moved(segments: tuple[Segment, ...], checkpoint: Checkpoint, found: list[tuple[int, int, int]]) -> list[Segment]:
+def _passed(at: Checkpoint, position: int, count: int, leader_epoch: int) -> Checkpoint:
+    return Checkpoint(position, at.target_next + count, (at.sequence + count) % SEQUENCES, leader_epoch)
+
+
+def _moved(segments: tuple[Segment, ...], checkpoint: Checkpoint, found: list[Run]) -> list[Segment]:
     """The segments beyond the checkpoint, which are as if no others had written, moved to where our batches stand."""
     target_next = checkpoint.target_next
     moved = [(s, t, min(n, target_next - t)) for s, t, n in segments if t < target_next]

@@ -44,6 +44,19 @@ def resume_point(
     return Checkpoint(position, checkpoint.target_next + landed, next_sequence), tuple(joined)
 
 
+def conflicts(checkpoint: Checkpoint, ahead: Iterable[Intent], next_sequence: int) -> dict[int, tuple[int, ...]]:
+    """The source offsets that intents name for one sequence, where those are several, and its record has landed.
+
+    That is no damage: owners of the lane, one after the other, may have seen the source differently.
+    """
+    landed = _beyond(checkpoint, next_sequence)
+    told: dict[int, set[int]] = {}
+    for offset, sequence in ahead:
+        if _beyond(checkpoint, sequence) < landed <= BEYOND_MAX:
+            told.setdefault(sequence, set()).add(offset)
+    return {sequence: tuple(sorted(offsets)) for sequence, offsets in told.items() if len(offsets) > 1}
+
+
 def still_ahead(checkpoint: Checkpoint, written: Iterable[Intent], ahead: Iterable[Intent]) -> tuple[Intent, ...]:
     """The intents of the next durable record: those that `Lane.ahead` tells of, and those of the record before it that
     the checkpoint has not passed.
@@ -70,7 +83,7 @@ def _runs(
     intents = sorted((first, offset) for first, offset in beyond if first < landed)
     starts = {0: end} | dict(intents)
     if len(dict(intents)) < len(intents):
-        raise ValueError(f"one sequence stands for several source offsets: {intents}")
+        raise ValueError(f"one sequence within {landed} stands for several source offsets")
     end = checkpoint.position
     for (first, start), behind in zip(starts.items(), [*list(starts)[1:], landed], strict=True):
         if start < end:

@@ -11,11 +11,13 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from replicator.config.models import Link
 from replicator.data.lane import LaneRunner
 from replicator.data.ledger import LaneLedger
 from replicator.data.membership import Membership, Records
-from replicator.data.orders import LaneSpec, Notice, ShardsOwned
+from replicator.data.orders import LaneSpec, Notice, SettingsChanged, ShardsOwned
 from replicator.data.transitions import Trigger
 from replicator.errors import ProtocolError, ReplicatorError
 from replicator.state.records import LaneKey, LaneRecord, decode, encode, shard_of
@@ -55,6 +57,14 @@ class LinkShards:
             self._known.setdefault(shard, []).append(spec)
             if shard in self._owned:
                 self._start(spec, self._owned[shard])
+
+    def change_settings(self, order: SettingsChanged) -> None:
+        """The target topic of these lanes takes something else now."""
+        rows = set(order.rows)
+        for shard, specs in self._known.items():
+            self._known[shard] = [
+                replace(spec, settings=order.settings) if spec.row in rows else spec for spec in specs
+            ]
 
     def _start(self, spec: LaneSpec, records: Records) -> None:
         raw = records.get(encode(LaneKey(spec.topic, spec.partition)))

@@ -22,11 +22,12 @@ SHORT_WAIT_MS = 20
 class SourceBroker:
     """`ring` holds the lanes that can be fetched here: they join by `Lane.set_source`. `pump` asks for them."""
 
-    def __init__(self, cluster: Cluster, node_id: int, around: Surroundings) -> None:
+    def __init__(self, cluster: Cluster, node_id: int, around: Surroundings, committed: bool) -> None:
+        """`committed`: asks for what read_committed readers see; lanes of the other isolation stand elsewhere."""
         self.cluster = cluster
         self.node_id = node_id
         self.around = around
-        self.ring = Source(around.pool, around.limits.lane_bytes_max)
+        self.ring = Source(around.pool, around.limits.lane_bytes_max, committed)
         self.failures = 0  # connections lost, or not made, since the last answer to a Fetch
         self.streams = [_Stream(self) for _ in range(STREAMS)]
 

@@ -10,7 +10,7 @@ from enum import IntEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from replicator._core import COUNTERS_SIZE
+from replicator._core import COUNTERS_SIZE, VERDICTS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +53,10 @@ COLUMNS = (
     "batches",
     "skipped_batches",
     "queued_bytes",
+    "merged_batches",
+    "filtered_records",  # these two by the worker's Python side
+    "diverted_records",
+    *VERDICTS,  # batches taken in, by what was found of them
     "state",
     "reason",
 )
@@ -110,6 +114,9 @@ class Rows:
     def set_state(self, row: int, state: LaneState) -> None:
         self._words[row * WORDS + _COLUMN["state"]] = state
 
+    def add(self, row: int, column: str, amount: int) -> None:
+        self._words[row * WORDS + _COLUMN[column]] += amount
+
     def checkpoint(self, row: int) -> Checkpoint:
         """The row's last whole checkpoint, also while its writer writes the next one, or died writing it."""
         while True:
@@ -126,4 +133,4 @@ class Rows:
             return state
         if self.checkpoint(row).position >= self.get(row, "stop_offset"):
             return LaneState.DONE
-        return LaneState.TAILING if self.get(row, "fetch_offset") >= self.get(row, "high_watermark") else state
+        return LaneState.TAILING if self.get(row, "fetch_offset") >= self.get(row, "last_stable_offset") else state

@@ -41,7 +41,10 @@ class TargetBroker:
             and not connection.lost.done()
         ):
             correlation_id = connection.begin(self._settle)
-            if not self.ring.gather(connection.transport, self.version, correlation_id):
+            gathered = self.ring.gather(connection.transport, self.version, correlation_id)
+            if events := self.ring.take_events():
+                self.around.on_events(events)
+            if not gathered:
                 connection.unbegin()
                 return
             connection.flush()

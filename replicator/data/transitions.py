@@ -37,8 +37,6 @@ _SUSPECT = frozenset({-1, 2})  # may be the batch's fault: a few tries, then it 
 _TOO_LARGE = frozenset({10, 18})
 _CODEC_REFUSED = 76
 
-REBUILD = "re-encoding of batches"  # what later versions bring, and these triggers wait for
-DEAD_LETTERS = "dead letters"
 TRANSACTIONS = "transactional writing"
 OPERATOR = "an operator's commands"
 THROTTLE = "metrics of throttling"
@@ -145,6 +143,17 @@ class Trigger(Enum):
     MAP_NOT_WRITTEN = (WARNING, ALIVE, PAUSED,
         "waits in front of the gap until the target has the offset map's word of it",
         "see whether the link may write to its state and offsets topics, and who leads them")
+    BATCH_OPENED = (WARNING, ALIVE, STARTING,
+        "opens the batch, and finds the records that the target refuses",
+        "see the reason; what becomes of these records is told apart")
+    LETTER_NOT_WRITTEN = (ERROR, ALIVE, PAUSED,
+        "tries again, forever, and does not pass the record before that",
+        "see whether the link may write to its dead-letter topic, and who leads it")
+    LOOPS_UNKNOWN = (ERROR, ALIVE, PAUSED,
+        "waits in front of the batch and looks again, forever: it might copy back what came from the target",
+        "see the reason: the right to read `replicator.*` topics on the source, or the source's brokers")
+    LOOPS_KNOWN = (INFO, ALIVE, COPYING,
+        "goes on where it was", _NOTHING)
     STALLED = (WARNING, ALIVE, PAUSED,
         "begins again from the target's log",
         _REPORT)
@@ -174,6 +183,15 @@ class Trigger(Enum):
     FOREIGN_WRITES_FENCE = (ERROR, ALIVE, FAILED,
         "stands still in front of them",
         "take the right to write from others; then policy `foreign_writes: tolerate`, or copy anew")
+    RECORD_FAULTS_DLQ = (ERROR, ALIVE, STAY,
+        "goes on behind the records, which stand in the dead-letter topic",
+        "read them there: replicator dlq; mend the cause, then replay them")
+    RECORD_FAULTS_SKIP = (ERROR, ALIVE, STAY,
+        "goes on behind the records, which are counted, and a hole in the offset map",
+        "policy `record_faults: dlq` would keep them")
+    RECORD_FAULTS_STOP = (ERROR, ALIVE, FAILED,
+        "stands still in front of the record",
+        "decide: policy `record_faults: dlq` or `skip` goes on without it")
     TARGET_LOST_REFILL = (ERROR, ALIVE, STARTING,
         "goes back and copies once more what the target lost",
         "see why the target lost it: unclean leader election, a lost disk")
@@ -217,22 +235,22 @@ class Trigger(Enum):
         _RESTART)
     CANNOT_TAKE = (ERROR, ALIVE, FAILED,
         "stands still in front of the batch",
-        "wait for a version that can, or leave the topic out", REBUILD)
+        "see the reason; or leave the topic out")
     BATCH_CORRUPT = (ERROR, ALIVE, FAILED,
         "stands still in front of the batch: damage is neither copied nor passed over",
-        "see the source brokers' disks; another replica may hold it whole", DEAD_LETTERS)
-    BATCH_BOMB = (ERROR, ALIVE, FAILED,
-        "stands still in front of a batch that unpacks to more than it may",
-        "find who wrote it", REBUILD)
+        "see the source brokers' disks; another replica may hold it whole")
     BATCH_TOO_LARGE = (ERROR, ALIVE, FAILED,
-        "stands still in front of the batch",
-        "raise max.message.bytes (and segment.bytes) of the target topic, then start the link again", REBUILD)
+        "has split the batch, and stands still: the target takes no part of it",
+        "raise max.message.bytes (and segment.bytes) of the target topic, then start the link again")
     BATCH_REFUSED = (ERROR, ALIVE, FAILED,
-        "stands still in front of the batch",
-        "see the reason: message.timestamp limits, records without a key on a compacted topic", DEAD_LETTERS)
+        "has opened the batch, and stands still: no record of it can be told to be the one at fault",
+        "see the reason: message.timestamp limits, records without a key on a compacted topic")
     CODEC_REFUSED = (ERROR, ALIVE, FAILED,
-        "stands still in front of the batch",
-        "see compression.type of the target topic", REBUILD)
+        "has packed the batch anew, and stands still: the target does not take it",
+        "see compression.type of the target topic")
+    PLUG_IN_FAILED = (ERROR, ALIVE, FAILED,
+        "stands still: a transform of the link cannot be loaded here, or does not take its options",
+        "see the reason; install it where every worker runs, then start the link again")
     OWN_FAULT = (ERROR, ANY, FAILED,
         "stands still; its neighbours go on",
         _REPORT)
@@ -254,9 +272,8 @@ class Trigger(Enum):
     AUDIT_DIFFERS = (ERROR, ANY, STAY,
         "goes on",
         "compare with `replicator verify`; somebody changed one of the logs")
-    DEAD_LETTERED = (ERROR, ALIVE, STAY,
-        "goes on behind the record, which stands in the dead-letter topic",
-        "read it there", DEAD_LETTERS)
+    POLICY_CHANGED = (INFO, ALIVE, STAY,
+        "treats records by the new edits, filters or isolation; what was copied before stays as it is", _NOTHING)
     THROTTLED = (INFO, ALIVE, STAY,
         "sends nothing on that connection as long as the broker asks",
         "raise the quota", THROTTLE)
@@ -291,7 +308,7 @@ def severity(kind: str, state: str, reason: str) -> int:
     return WARNING if reason else INFO
 
 
-Question = Literal["source_gap", "source_truncated", "foreign_writes", "target_lost"]
+Question = Literal["source_gap", "source_truncated", "foreign_writes", "target_lost", "record_faults"]
 
 
 def by_policy(policy: "Policy", question: Question) -> Trigger:

@@ -18,21 +18,25 @@ What counts as a difference and what does not:
   that this may be, they are counted; elsewhere a hole is a difference.
 * A target that stamps records itself (LogAppendTime) has other timestamps. Everything else is compared.
 * Records of others between the map's segments on the target are counted.
+* What a link does to records (`Rules`) is no difference. Where it leaves records out they are counted, and so are those
+  of aborted transactions, which no committed reader sees either; where it changes a part of them, that part may be
+  another, everything else is compared. Anything else that the map leaves out is lost, and a difference.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
 from replicator.data import ranges
 from replicator.data.compare import Comparison, Difference, Enough, Tally
-from replicator.data.log_reader import SLICE_BYTES, Gone, LogReader
+from replicator.data.log_reader import SLICE_BYTES, Gone, LogReader, StoredBatch
 from replicator.data.ranges import Segment
+from replicator.data.rules import AS_IT_IS, Rules
 from replicator.errors import ReplicatorError
-from replicator.kafka.log import START, TRANSACTIONAL, Partition, find_offset
+from replicator.kafka.log import START, Partition, find_offset
 from replicator.state.offset_map import Segments
 
 LANES_AT_ONCE = 8  # two slices each are in memory
@@ -42,7 +46,7 @@ class Outcome(Enum):
     """What a comparison found."""
 
     IDENTICAL = "identical"  # every records section, byte by byte
-    EQUAL = "equal"  # every record; the target's broker packed them anew, or stamped them
+    EQUAL = "equal"  # every record; they were packed anew, stamped by the target's broker, or edited as the link should
     DIFFERENT = "different"
     UNKNOWN = "unknown"  # one of the logs could not be read to the end
 
@@ -64,13 +68,15 @@ class LaneVerdict:
     gone: int = 0  # records that are in the map, and that one of the logs has deleted since
     cleaned: int = 0  # records that only one of the logs still has, because the other's cleaner took them
     foreign: int = 0  # records of others in the map's holes on the target
-    passed_over: int = 0  # transactional records in the map's holes on the source
+    passed_over: int = 0  # records in the map's holes on the source, rightly: aborted, filtered, or dead letters
+    edited: int = 0  # records that are others in a part that the link changes: that part was not compared
 
 
 class Claim(NamedTuple):
     """That source offsets `start` to `end` - 1 are on the target, from `target_start` on, and nothing after them.
 
-    `start` may lie inside a batch: the batch is the unit that moves, so its whole batch is the first.
+    `start` may lie inside a batch: the batch is the unit that moves, so its whole batch is the first; unless the log
+    starts inside of it, since then no reader sees its head, and a lane cuts it off.
     """
 
     source: Partition
@@ -78,6 +84,7 @@ class Claim(NamedTuple):
     start: int
     end: int
     target_start: int = 0
+    rules: Rules = AS_IT_IS
 
 
 class MappedClaim(NamedTuple):
@@ -95,6 +102,9 @@ class MappedClaim(NamedTuple):
     fraction: float = 1.0
     seed: str = ""
     bytes_max: int | None = None
+    rules: Rules = AS_IT_IS
+    position: int = 0  # so far, behind the last segment, the source holds nothing that is not left out rightly
+    dead_letters: Container[int] = ()  # source offsets of records that became dead letters instead
 
 
 async def verify_lanes(
@@ -138,7 +148,7 @@ async def verify_lane(
 
 
 def _verdict(tally: Tally, outcome: Outcome, reason: str) -> LaneVerdict:
-    counted = {name: value for name, value in vars(tally).items() if name != "remark"}
+    counted = {name: value for name, value in vars(tally).items() if name != "remarks"}
     return LaneVerdict(outcome, reason, **counted)
 
 
@@ -146,17 +156,21 @@ def _verdict(tally: Tally, outcome: Outcome, reason: str) -> LaneVerdict:
 
 
 async def _compare_copy(claim: Claim, tally: Tally, on_records: Callable[[int], None]) -> None:
-    source, target = LogReader(claim.source, claim.start), LogReader(claim.target, claim.target_start)
-    comparison = Comparison((source, target), tally, on_records)
+    source = LogReader(claim.source, claim.start, committed=claim.rules.committed)
+    target = LogReader(claim.target, claim.target_start)
+    comparison = Comparison((source, target), tally, on_records, claim.rules)
     due = claim.target_start
     while True:
         source.end = claim.end
         batch = await source.peek()
         if batch is None:
             break
-        for start, length in batch.runs():
-            await comparison.segment(Segment(start, due, length))
-            due += length
+        head = await find_offset(claim.source, START) if batch.start < claim.start else 0
+        for start, length in () if batch.aborted else batch.runs():
+            first, end = max(start, head), start + length
+            if first < end:
+                await comparison.segment(Segment(first, due, end - first))
+                due += end - first
         source.move(batch.end)
     target.end = None
     if (extra := await target.peek()) is not None:
@@ -170,9 +184,10 @@ class _MapComparison:
         self.claim = claim
         self.tally = tally
         slice_bytes = min(claim.bytes_max or SLICE_BYTES, SLICE_BYTES)
-        self.source, self.target = (LogReader(part, 0, 0, slice_bytes) for part in claim[:2])
+        self.source = LogReader(claim.source, 0, 0, slice_bytes, claim.rules.committed)
+        self.target = LogReader(claim.target, 0, 0, slice_bytes)
         readers = self.source, self.target
-        self.comparison = Comparison(readers, tally, on_records, claim.holes_allowed, claim.bytes_max)
+        self.comparison = Comparison(readers, tally, on_records, claim.rules, claim.holes_allowed, claim.bytes_max)
 
     async def run(self) -> None:
         starts = [await find_offset(part, START) for part in self.claim[:2]]
@@ -182,12 +197,18 @@ class _MapComparison:
         while pieces:
             try:
                 await self._piece([Segment(*row) for row in pieces[0].tolist()])
+                if whole and len(self.claim.segments):
+                    await self._source_hole(max(self._mapped_end, starts[0]), self.claim.position)
             except Gone as gone:
                 starts = [gone.log_start_offset if gone.partition == part else 0 for part in self.claim[:2]]
                 pieces[0] = ranges.clip(pieces[0], self.comparison.at)
                 pieces = deque(self._without_gone(piece, *starts) for piece in pieces)
             else:
                 pieces.popleft()
+
+    @property
+    def _mapped_end(self) -> int:
+        return int(self.claim.segments[-1, 0] + self.claim.segments[-1, 2])
 
     def _seed(self) -> str:
         return f"{self.claim.seed} {self.claim.source.topic} {self.claim.source.index}"
@@ -201,20 +222,28 @@ class _MapComparison:
         for index, segment in enumerate(segments):
             await self.comparison.segment(segment)
             if index + 1 < len(segments):
-                await self._source_hole(segment, segments[index + 1])
+                await self._source_hole(segment.source_end, segments[index + 1].source)
                 await self._target_hole(segment, segments[index + 1])
 
-    async def _source_hole(self, before: Segment, after: Segment) -> None:
-        """Nothing that a lane carries may be left out by the map. Records of a transaction may have been aborted."""
-        self.source.move(before.source_end)
-        self.source.end = after.source
+    async def _source_hole(self, start: int, end: int) -> None:
+        """Nothing that a lane carries may be left out by the map."""
+        self.source.move(start)
+        self.source.end = end
         while (batch := await self.source.peek()) is not None:
-            start = max(batch.start, before.source_end)
-            if left_out := batch.count_between(start, after.source):
-                if not batch.header.attributes & TRANSACTIONAL:
-                    raise Difference(f"source offset {start}: a record that the offset map leaves out")
-                self.tally.passed_over += left_out
+            self._left_out(batch, max(batch.start, start), end)
             self.source.move(batch.end)
+
+    def _left_out(self, batch: StoredBatch, start: int, end: int) -> None:
+        count = batch.count_between(start, end)
+        if count and not (batch.aborted or self.claim.rules.filtered or self._is_dead(batch)):
+            for offset in batch.between(start, end):
+                if offset not in self.claim.dead_letters:
+                    raise Difference(f"source offset {offset}: a record that the offset map leaves out")
+        self.tally.passed_over += count
+
+    def _is_dead(self, batch: StoredBatch) -> bool:
+        """True for a batch that could not be opened, and is one dead letter, at its base offset."""
+        return batch.start in self.claim.dead_letters and not batch.opens
 
     async def _target_hole(self, before: Segment, after: Segment) -> None:
         """Nothing of ours may stand where the map says that nothing does."""

@@ -7,6 +7,7 @@ asks for what has room. Run as `python -m replicator.data.worker CONTROL_FD ROWS
 """
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -28,8 +29,10 @@ from replicator.data.orders import (
     LaneEvent,
     LaneReleased,
     LaneSpec,
+    Notice,
     Order,
     Report,
+    SettingsChanged,
     Setup,
     read_message,
     write_message,
@@ -38,19 +41,25 @@ from replicator.data.source import SourceBroker
 from replicator.data.states import LaneState, Rows
 from replicator.data.target import TargetBroker
 from replicator.data.transitions import Trigger
+from replicator.data.watch import recent
 from replicator.errors import InternalError, ReplicatorError
 from replicator.kafka.cluster import Cluster
 from replicator.kafka.connection import ConnectionSettings
 
 if TYPE_CHECKING:
     from replicator.data.audit import Auditor
+    from replicator.data.dead_letters import DeadLetters
+    from replicator.data.loops import LoopRegistry
+    from replicator.data.rebuild import Bench, Rebuilder
     from replicator.data.shards import LinkShards
     from replicator.state.writer import StateWriter
 
 DRAIN_TIMEOUT_S = 10.0
 LANE_BYTES_MIN = 128 << 10
 PULSE_S = 0.25
+WATCH_S = 1.0
 FROZEN_S = 2.0  # nothing in this process takes so long
+SLOW_S, SLOW_TOLD_EACH_S = 0.5, 60.0  # a plug-in that is too slow
 
 
 class Worker:
@@ -61,7 +70,7 @@ class Worker:
         self.rows = rows
         self.reports = reports
         self.lanes: dict[int, LaneRunner] = {}
-        self.source_brokers: dict[tuple[str, int], SourceBroker] = {}
+        self.source_brokers: dict[tuple[str, int, bool], SourceBroker] = {}
         self.target_brokers: dict[tuple[str, int], TargetBroker] = {}
         limits = setup.config.limits
         self.around = Surroundings(limits, Pool(limits.credit_bytes), self._on_events, self.pump_soon, self._on_down)
@@ -76,11 +85,17 @@ class Worker:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._writers: dict[str, StateWriter] = {}
         self._shards: dict[str, LinkShards] = {}
+        self._rebuilder: Rebuilder | None = None
+        self._letters: dict[str, DeadLetters] = {}
+        self._loops: dict[str, LoopRegistry] = {}
         self._pulse_at = asyncio.get_running_loop().time()
+        self._slow_told_at = -SLOW_TOLD_EACH_S
         self._auditor: Auditor[LaneRunner] | None = None
         if setup.durable:
             self._join_groups()
             self.spawn(self._pulse())
+        else:
+            self.spawn(self._watch())
 
     def _join_groups(self) -> None:
         from replicator.data.audit import Auditor  # these load numpy and confluent-kafka, which a one-shot copy does
@@ -93,7 +108,7 @@ class Worker:
                     self.config.clusters[link.target], self.config.limits.request_timeout_ms
                 )
             self._shards[link.name] = LinkShards(link, self, self._writers[link.target])
-        self._auditor = Auditor(lambda: list(self.lanes.values()), LaneRunner.recent, self._on_difference)
+        self._auditor = Auditor(lambda: list(self.lanes.values()), recent, self._on_difference)
         self._auditor.start()
 
     def _on_difference(self, lane: LaneRunner, sentence: str) -> None:
@@ -120,6 +135,13 @@ class Worker:
             await asyncio.sleep(PULSE_S)
             self._look_at_clock()
 
+    async def _watch(self) -> None:
+        """Of lanes without checkpoints to write, whose rounds look after the others."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            for lane in self.lanes.values():
+                lane.watch(asyncio.get_running_loop().time())
+
     def _look_at_clock(self) -> None:
         """If this process was frozen for a while, others may own its lanes by now: then nothing more is sent before
         the target's logs were looked at, and before the group had time to say so."""
@@ -128,6 +150,15 @@ class Worker:
         if stood_s >= FROZEN_S:
             for lane in self.lanes.values():
                 lane.on_frozen(stood_s, pause_s=self._news_due_s())
+
+    def was_busy(self, lane: str, took_s: float) -> None:
+        """A plug-in of this lane has kept us from everything else for so long: we were not frozen, only slow."""
+        self._pulse_at += min(took_s, self._news_due_s())
+        now = asyncio.get_running_loop().time()
+        if took_s > SLOW_S and now - self._slow_told_at > SLOW_TOLD_EACH_S:
+            self._slow_told_at = now
+            words = f"a batch of lane {lane} took {took_s:.1f} s in its transforms: nothing else moved meanwhile"
+            self.report(Notice(logging.WARNING, words))
 
     def _news_due_s(self) -> float:
         """In how long the group surely has told us what changed: two heartbeats."""
@@ -145,10 +176,10 @@ class Worker:
 
     # ---- what lanes ask for ----
 
-    def source_broker(self, alias: str, node_id: int) -> SourceBroker:
-        key = (alias, node_id)
+    def source_broker(self, alias: str, node_id: int, committed: bool) -> SourceBroker:
+        key = (alias, node_id, committed)
         if key not in self.source_brokers:
-            self.source_brokers[key] = SourceBroker(self.clusters[alias], node_id, self.around)
+            self.source_brokers[key] = SourceBroker(self.clusters[alias], node_id, self.around, committed)
             self.source_brokers[key].ring.limit(self._lane_bytes_max())
         return self.source_brokers[key]
 
@@ -163,6 +194,39 @@ class Worker:
         if key not in self.target_brokers:
             self.target_brokers[key] = TargetBroker(self.clusters[alias], node_id, self.around)
         return self.target_brokers[key]
+
+    def bench(self, lane: LaneRunner) -> "Bench":
+        """For what a lane has to open."""
+        from replicator.data.rebuild import Bench  # loads the codecs, which most workers never need
+
+        return Bench(lane)
+
+    def rebuild_soon(self, bench: "Bench") -> None:
+        """This lane has something to open."""
+        if self._rebuilder is None:
+            from replicator.data.rebuild import Rebuilder  # loads the codecs, which most workers never need
+
+            self._rebuilder = Rebuilder(self.around.pool)
+        self._rebuilder.ask(bench)
+
+    def letters(self, link: str) -> "DeadLetters":
+        """Where dead letters of this link go."""
+        if link not in self._letters:
+            from replicator.data.dead_letters import DeadLetters
+
+            settings = next(settings for settings in self.config.links if settings.name == link)
+            alias = settings.source if settings.dead_letters.on == "source" else settings.target
+            timeout_ms = self.config.limits.request_timeout_ms
+            self._letters[link] = DeadLetters(settings, self.config.clusters[alias], timeout_ms)
+        return self._letters[link]
+
+    def loops(self, spec: LaneSpec) -> "LoopRegistry | None":
+        """What tells which producers of the lane's source are links, if its link asks."""
+        if spec.loops and spec.link not in self._loops:
+            from replicator.data.loops import LoopRegistry
+
+            self._loops[spec.link] = LoopRegistry(self.clusters[spec.source], spec.loops)
+        return self._loops.get(spec.link)
 
     def lane_changed(self, lane: LaneRunner, trigger: Trigger, reason: str) -> None:
         self.rows.set_state(lane.spec.row, lane.state)
@@ -196,6 +260,14 @@ class Worker:
             return
         for name, shards in self._shards.items():
             shards.know(spec for spec in order.lanes if spec.link == name)
+
+    def change_settings(self, order: SettingsChanged) -> None:
+        """Lanes that are not here (yet) learn of it, too: an owner comes with its lane's spec."""
+        for row in order.rows:
+            if row in self.lanes:
+                self.lanes[row].change_settings(order.settings)
+        for shards in self._shards.values():
+            shards.change_settings(order)
 
     def start_lane(self, lane: LaneRunner) -> None:
         self.lanes[lane.spec.row] = lane
@@ -252,6 +324,7 @@ class Worker:
         closing += [broker.close() for broker in self.target_brokers.values()]
         closing += [cluster.close() for cluster in self.clusters.values()]
         closing += [writer.close() for writer in self._writers.values()]
+        closing += [letters.close() for letters in self._letters.values()]
         await asyncio.gather(*closing)
 
 
@@ -279,6 +352,8 @@ async def serve(control: socket.socket, rows: Rows) -> None:
             order = await read_message(reader, decoder)
             if isinstance(order, Assign):
                 worker.assign(order)
+            elif isinstance(order, SettingsChanged):
+                worker.change_settings(order)
             elif isinstance(order, Drain):
                 write_message(reports, Drained(await worker.drain()))
                 await reports.drain()
