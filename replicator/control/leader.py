@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from msgspec.structs import replace
+
 from replicator.config import models
 from replicator.config.models import Config, Link
 from replicator.control.events import say
@@ -79,16 +81,46 @@ class Leader:
                     f"link {link.name}: `shards` is {partitions}, but {topic} on {link.target} has {found} partitions",
                     hint="the number is fixed once a link has run",
                 )
+        await self._ensure_dead_letters()
         self._state = state = _State(self._configs[link.target], link.name, self._timeout_ms)
         await state.catch_up()
         is_new = state.reader.record is None
         if is_new:
-            self.record = await self._new_record()
-            await state.writer.write(state_topic(link.name), 0, LinkKey(link.name), self.record)
-        else:
-            self.record = state.reader.record or self.record
-            self._check_clusters()
+            await self._write_record(state, await self._new_record())
+            await state.catch_up()
+        first = state.reader.first_record
+        assert first, "written and read"
+        self.record = first  # whoever else opens the link in this moment takes it, too
+        self._check_clusters()
+        self.record = self._completed(first, state)
+        if self.record != state.reader.record:
+            await self._write_record(state, self.record)
         return is_new
+
+    async def _write_record(self, state: "_State", record: LinkRecord) -> None:
+        await state.writer.write(state_topic(self.link.name), 0, LinkKey(self.link.name), record)
+
+    def _completed(self, first: LinkRecord, state: "_State") -> LinkRecord:
+        """With the ids of clusters, and of all producers that lanes of this link may have used: two who opened it at
+        once had one each, and lanes go on with the one that they have."""
+        known = [record for record in (first, state.reader.record) if record]
+        used = {lane.producer_id for lane in state.reader.lanes.values()}
+        used.update(*((record.producer_id, *record.other_producer_ids) for record in known))
+        return replace(
+            first,
+            source_cluster_id=first.source_cluster_id or self._source.cluster_id,
+            target_cluster_id=first.target_cluster_id or self._target.cluster_id,
+            other_producer_ids=tuple(sorted(used - {first.producer_id, -1})),
+        )
+
+    async def _ensure_dead_letters(self) -> None:
+        """Without it the link runs on, and each lane whose record nobody takes does as its policy says."""
+        from replicator.control.dead_letters import ensure_dead_letter_topic  # more than a one-shot copy needs
+
+        try:
+            await ensure_dead_letter_topic(self.link, self._configs)
+        except ReplicatorError as error:
+            log.warning("link %s: there is no topic for dead letters: %s", self.link.name, error)
 
     async def _new_record(self) -> LinkRecord:
         producer_id, epoch = await self._init_producer()

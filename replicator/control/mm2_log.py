@@ -13,7 +13,8 @@ from typing import Any, Literal
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from replicator.config.models import MIB, Cluster
+from replicator.config.fields import MIB
+from replicator.config.models import Cluster
 from replicator.errors import Action, ClusterError, ConfigError, ReplicatorError, Unreachable, Where, kafka_error
 
 TIMEOUT_S = 10.0

@@ -10,6 +10,7 @@ this run's alone, and each has a worker from the beginning.
 """
 
 import asyncio
+import contextlib
 import logging
 import tempfile
 import time
@@ -20,7 +21,10 @@ from msgspec.structs import replace
 
 from replicator._core import Pool
 from replicator.config.models import Config, Link
+from replicator.config.plug_ins import check_plug_ins, plug_ins, try_plug_ins
+from replicator.config.recipes import policy_hash, recipe
 from replicator.control.leader import Leader
+from replicator.control.target_settings import TargetSettings
 from replicator.control.topics import Topics
 from replicator.control.workers import WorkerProcess
 from replicator.data.orders import (
@@ -28,11 +32,13 @@ from replicator.data.orders import (
     LaneEvent,
     LaneReleased,
     LaneSpec,
+    Loops,
     Notice,
     Order,
     Report,
     Setup,
     ShardsOwned,
+    TargetTopic,
 )
 from replicator.data.states import LANES_MAX, ROW_BYTES, LaneState, Rows
 from replicator.data.transitions import Trigger
@@ -49,6 +55,7 @@ CONTROL_POOL_BYTES = 16 << 20
 REACH_TRIES = 3
 JOIN_TIMEOUT_S = 60.0
 LEAD_TIMEOUT_S = 3.0  # shards come one after the other
+MADE_PAUSES_S = (0.0, 0.02, 0.04, 0.08, 0.16)  # for the settings of a topic that was just made
 LOOK_AGAIN_S = 1.0  # for topics that wait for the leader to make them
 UNKNOWN_TOPIC = 3
 
@@ -79,11 +86,17 @@ class _LinkControl:
     source: Cluster
     target: Cluster
     topics: Topics
+    settings: TargetSettings
     leader: Leader
     known: dict[str, _Known] = field(default_factory=dict)  # by source topic
     owned: dict[int, ShardsOwned] = field(default_factory=dict)  # by each of our workers
     joined_at: float = 0.0  # when a worker of ours was given shards for the first time; 0: not yet
     is_new: bool = True  # nothing was replicated yet when we began
+
+    @property
+    def loops(self) -> Loops | None:
+        """Both clusters have been reached, and have their ids."""
+        return Loops(self.source.cluster_id, self.target.cluster_id) if self.link.loops == "prevent" else None
 
     @property
     def leads(self) -> bool:
@@ -118,12 +131,14 @@ class Supervisor:
         source, target = self.clusters[link.source], self.clusters[link.target]
         topics = Topics(self.config.clusters[link.source], self.config.clusters[link.target], link.replication_factor)
         leader = Leader(link, self.config, self.clusters, topics)
-        return _LinkControl(link, source, target, topics, leader)
+        return _LinkControl(link, source, target, topics, TargetSettings(link.name, target), leader)
 
     # ---- life ----
 
     async def start(self) -> None:
         """Makes the topics and lanes of every link and starts the workers. Raises ReplicatorError."""
+        for link in self.config.links:
+            check_plug_ins(link)
         for control in self._links.values():
             await self._reach(control)
             if self.durable:
@@ -190,7 +205,7 @@ class Supervisor:
 
     async def _reach(self, control: _LinkControl) -> None:
         """Both clusters answer, or answer at the second or third try. Raises NetworkError when one does not, and
-        ConfigError when they are one cluster and the link would copy its own copies."""
+        ConfigError when one has no id and the link's records are to tell where they were."""
         backoff = Backoff()
         for cluster in (control.source, control.target):
             for tries_left in reversed(range(REACH_TRIES)):
@@ -201,6 +216,18 @@ class Supervisor:
                     if not tries_left:
                         raise
                     await asyncio.sleep(backoff.next_s())
+        link = control.link
+        for cluster, option, is_on in (
+            (control.source, "provenance: true", link.provenance),
+            (control.source, "loops: prevent", link.loops == "prevent"),
+            (control.target, "loops: prevent", link.loops == "prevent"),
+        ):
+            if is_on and not cluster.cluster_id:
+                raise ConfigError(f"link {link.name}: `{option}` takes a cluster id, and {cluster.alias} has none")
+        if control.loops:
+            from replicator.data.loops import preflight  # more than most links need
+
+            await preflight(control.source, control.loops)
 
     # ---- what there is to replicate ----
 
@@ -220,13 +247,20 @@ class Supervisor:
         Returns False when some wait for the leader, which is somebody else.
         """
         link = control.link
-        source_topics = await control.source.list_topics()
-        target_topics = await control.target.list_topics()
+        source_topics = {
+            name: topic for name, topic in (await control.source.list_topics()).items() if link.selects(name)
+        }
+        target_topics, settings = await asyncio.gather(
+            control.target.list_topics(), control.settings.read({link.target_topic(name) for name in source_topics})
+        )
+        self._tell_settings(control, settings)
         self._refuse_circle(control, source_topics)
-        complete = True
+        for name in source_topics.keys() - control.known.keys():
+            try_plug_ins(link, name)
+        complete, made = True, []
         for name in sorted(source_topics):
             topic = source_topics[name]
-            if not link.selects(name) or not _has_grown(topic, control.known.get(name)):
+            if not _has_grown(topic, control.known.get(name)):
                 continue
             existing = target_topics.get(link.target_topic(name))
             if self.durable and not control.leads and not _holds(existing, topic):
@@ -240,9 +274,42 @@ class Supervisor:
                     raise
                 log.error("link %s: topic %s is not replicated yet: %s", link.name, name, error)
                 continue
-            self._start_lanes(control, topic)
+            if existing is None:
+                made.append(link.target_topic(name))
+            self._start_lanes(control, topic, settings.get(link.target_topic(name), TargetTopic()))
         control.is_new = False
+        await self._learn_settings(control, made)
         return complete
+
+    async def _learn_settings(self, control: _LinkControl, topics: list[str]) -> None:
+        """Of topics that were just made: their settings can be read a little later. Their lanes begin meanwhile."""
+        missing = set(topics)
+        for pause_s in MADE_PAUSES_S if topics else ():
+            await asyncio.sleep(pause_s)
+            with contextlib.suppress(NetworkError):  # the next look asks again
+                settings = await control.settings.read(missing)
+                self._tell_settings(control, settings)
+                missing -= settings.keys()
+            if not missing:
+                break
+
+    def _tell_settings(self, control: _LinkControl, settings: dict[str, TargetTopic]) -> None:
+        """To the lanes whose target topic takes something else by now."""
+        changed: dict[int, TargetTopic] = {}
+        altered: set[str] = set()
+        for info in self.lanes:
+            spec = info.spec
+            now = settings.get(spec.target_topic)
+            if spec.link != control.link.name or now is None or now == spec.settings:
+                continue
+            if spec.settings != TargetTopic():
+                altered.add(spec.target_topic)
+            info.spec = replace(spec, settings=now)
+            changed[spec.row] = now
+        for worker in self.workers if changed else ():
+            worker.change_settings({row + worker.index: now for row, now in changed.items()})
+        for topic in sorted(altered):
+            log.info("link %s: topic %s has other settings now", control.link.name, topic)
 
     def _refuse_circle(self, control: _LinkControl, topics: dict[str, TopicMetadata]) -> None:
         """Raises ConfigError when source and target are one cluster and a topic's copy would be copied in its turn."""
@@ -284,7 +351,7 @@ class Supervisor:
             await control.topics.grow(target_topic, len(topic.leaders))
             log.info("link %s: topic %s has %d partitions now", control.link.name, target_topic, len(topic.leaders))
 
-    def _start_lanes(self, control: _LinkControl, topic: TopicMetadata) -> None:
+    def _start_lanes(self, control: _LinkControl, topic: TopicMetadata, settings: TargetTopic) -> None:
         known = control.known.get(topic.name)
         partitions = range(known.partitions if known else 0, len(topic.leaders))
         # What appears later is copied whole: a start of `latest` speaks of what was there when the link began.
@@ -295,6 +362,7 @@ class Supervisor:
                 log.error("link %s: %d lanes are the limit; %s is left out", control.link.name, LANES_MAX, topic.name)
                 break
             spec = self._spec(control, topic, partition, control.link.start if first else "earliest")
+            spec = replace(spec, settings=settings)
             self.lanes.append(LaneInfo(spec, spec.row))
             self.rows.set_state(spec.row, LaneState.STARTING)
             specs.append(spec)
@@ -302,20 +370,28 @@ class Supervisor:
         self._assign(specs, control.link.shards)
 
     def _spec(self, control: _LinkControl, topic: TopicMetadata, partition: int, start: object) -> LaneSpec:
+        link = control.link
         return LaneSpec(
             row=len(self.lanes) * len(self.workers),
-            link=control.link.name,
-            source=control.link.source,
-            target=control.link.target,
+            link=link.name,
+            source=link.source,
+            target=link.target,
             topic=topic.name,
-            target_topic=control.link.target_topic(topic.name),
+            target_topic=link.target_topic(topic.name),
             partition=partition,
             topic_id=topic.topic_id,
             producer_id=control.leader.record.producer_id,
             producer_epoch=control.leader.record.producer_epoch,
             start=start,  # type: ignore[arg-type]
             stop=self.stop,
-            policy=control.link.policy(topic.name),
+            policy=link.policy(topic.name),
+            isolation=link.isolation,
+            recipe=recipe(link, topic.name, control.source.cluster_id, partition),
+            plug_ins=plug_ins(link, topic.name),
+            loops=control.loops,
+            policy_hash=policy_hash(link, topic.name),
+            batches=link.batching(topic.name),
+            dead_letters=replace(link.dead_letters, topic=link.dead_letter_topic),
         )
 
     def _assign(self, specs: list[LaneSpec], shards: int) -> None:

@@ -9,9 +9,10 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
+from msgspec.structs import replace
 
 from replicator.data.orders import (
     Assign,
@@ -20,7 +21,9 @@ from replicator.data.orders import (
     LaneSpec,
     Order,
     Report,
+    SettingsChanged,
     Setup,
+    TargetTopic,
     read_message,
     write_message,
 )
@@ -29,6 +32,7 @@ from replicator.kafka.backoff import Backoff
 log = logging.getLogger("replicator")
 
 KILL_AFTER_S = 15.0
+LANES_PER_ORDER = 100  # each comes with its recipe, and a message may have 64 MiB
 
 
 class WorkerProcess:
@@ -60,7 +64,19 @@ class WorkerProcess:
 
     def assign(self, lanes: list[LaneSpec]) -> None:
         self.lanes += lanes
-        self._send(Assign(lanes))
+        self._send_lanes(lanes)
+
+    def change_settings(self, settings: Mapping[int, TargetTopic]) -> None:
+        """By row: what the target topics of these lanes, as far as they are its own, take by now. Whoever takes the
+        worker's place is told, too."""
+        rows: dict[TargetTopic, list[int]] = {}
+        for lane in self.lanes:
+            if lane.row in settings:
+                rows.setdefault(settings[lane.row], []).append(lane.row)
+        if rows:
+            self.lanes = [replace(lane, settings=settings.get(lane.row, lane.settings)) for lane in self.lanes]
+        for each, concerned in rows.items():
+            self._send(SettingsChanged(concerned, each))
 
     @property
     def draining(self) -> bool:
@@ -85,6 +101,10 @@ class WorkerProcess:
         await asyncio.gather(self._keeping, return_exceptions=True)
         if self.process:
             await self.process.wait()
+
+    def _send_lanes(self, lanes: list[LaneSpec]) -> None:
+        for first in range(0, len(lanes), LANES_PER_ORDER):
+            self._send(Assign(lanes[first : first + LANES_PER_ORDER]))
 
     def _send(self, order: Order) -> None:
         if self._orders and not self._orders.is_closing():
@@ -116,7 +136,7 @@ class WorkerProcess:
         theirs.close()
         reader, self._orders = await asyncio.open_connection(sock=ours)
         self._send(self._setup)
-        self._send(Assign(self.lanes))
+        self._send_lanes(self.lanes)
         try:
             await self._hear(reader)
         finally:
