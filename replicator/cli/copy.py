@@ -67,6 +67,7 @@ class CopyOptions:
             "target": "target",
             "topics": {"include": list(self.topics), "exclude": [*Topics().exclude, *self.exclude]},
             "start": self.start if self.start in ("earliest", "latest") else {"timestamp": self.start},
+            "dead_letters": {"on": "none"},  # a copy that is over leaves nothing behind but the topics
         }
         if self.rename_prefix:
             link["rename"] = {"prefix": self.rename_prefix}

@@ -92,7 +92,10 @@ def _config(source: EmbeddedCluster, target: EmbeddedCluster) -> Config:
                 "us": {"bootstrap.servers": source.bootstrap_servers},
                 "eu": {"bootstrap.servers": target.bootstrap_servers},
             },
-            "links": [{"source": "us", "target": "eu", "topics": {"include": list(TOPICS)}}],
+            # Unmerged, so that the batches can be shown to be the same on both sides.
+            "links": [
+                {"source": "us", "target": "eu", "topics": {"include": list(TOPICS)}, "batches": [{"merge": "off"}]}
+            ],
             "workers": 1,
             "limits": {"fetch_wait_ms": 20},  # the embedded cluster does not wake a waiting Fetch for new data
         }

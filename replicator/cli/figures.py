@@ -56,7 +56,7 @@ def lane_states(rows: Rows, lanes: Sequence[int]) -> Numbers:
     row = rows.array[lanes]
     states: Numbers = row["state"].copy()
     copying = states == LaneState.COPYING
-    states[copying & (row["fetch_offset"] >= row["high_watermark"])] = LaneState.TAILING
+    states[copying & (row["fetch_offset"] >= row["last_stable_offset"])] = LaneState.TAILING
     states[copying & (lane_positions(rows, lanes) >= row["stop_offset"])] = LaneState.DONE
     return states
 

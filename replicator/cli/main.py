@@ -55,6 +55,13 @@ EXAMPLES = {
         Examples:
           replicator cutover link.yaml billing --dry-run
           replicator cutover link.yaml billing invoices --link us-eu --timeout 60""",
+    "dlq": """\b
+        Examples:
+          replicator dlq list link.yaml
+          replicator dlq show link.yaml --topic orders --limit 5
+          replicator dlq replay link.yaml --topic orders --dry-run
+          replicator dlq replay link.yaml --letter 0:17 --set-header fixed=yes --value-file mended.json
+          replicator dlq purge link.yaml --older-than 30d""",
     "schema": """\b
         Example:
           replicator schema > link.schema.json""",
@@ -388,6 +395,160 @@ def cutover(**options: Any) -> None:
     from replicator.cli.cutover import cutover as move_groups
 
     raise SystemExit(_run(move_groups(CutoverOptions(**options))))
+
+
+# ---- dlq ----
+
+
+def _letter(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    places = [re.fullmatch(r"([0-9]{1,9}):([0-9]{1,18})", each) for each in value]
+    for text, place in zip(value, places, strict=True):
+        if place is None:
+            raise click.BadParameter(f"`{text}` is not PARTITION:OFFSET")
+    return tuple((int(place[1]), int(place[2])) for place in places if place)
+
+
+def _header(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[tuple[str, bytes], ...]:
+    for text in value:
+        if "=" not in text:
+            raise click.BadParameter(f"`{text}` is not NAME=VALUE")
+    return tuple((name, content.encode()) for name, _, content in (text.partition("=") for text in value))
+
+
+def _time_or_age(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Milliseconds since 1970."""
+    import time
+
+    import msgspec
+
+    from replicator.config.models import StartAt
+
+    if value is None:
+        return None
+    age = re.fullmatch(r"([0-9]{1,6})([smhd])", value)
+    if age:
+        return time.time_ns() // 1_000_000 - int(age[1]) * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}[age[2]] * 1000
+    try:
+        return msgspec.convert({"timestamp": value}, StartAt).timestamp_ms
+    except msgspec.ValidationError:
+        hint = "neither an age such as 36h or 7d nor a time such as 2026-11-24T07:38:57Z"
+        raise click.BadParameter(f"`{value}` is {hint}") from None
+
+
+def _which_letters(command: Any) -> Any:
+    """The options of those commands that choose among dead letters."""
+    place = "where the record stood on the source"
+    options = [
+        click.argument("link_file", type=click.Path(), metavar="LINK.yaml"),
+        click.option("--link", default="", metavar="NAME", help="Which link of the file. Not needed for the only one."),
+        click.option("--topic", multiple=True, metavar="RE", callback=_patterns, help=f"Topic {place}. Repeatable."),
+        click.option("--partition", type=click.IntRange(0), metavar="P", help=f"Partition {place}."),
+        click.option("--offset", type=click.IntRange(0), metavar="N", help=f"Offset {place}."),
+        click.option("--reason", multiple=True, metavar="RE", callback=_patterns, help="The whole reason. Repeatable."),
+        click.option(
+            "--letter", multiple=True, metavar="P:N", callback=_letter, help="A letter as `show` names it. Repeatable."
+        ),
+        click.option("--json", "as_json", is_flag=True, help="JSON on stdout, a line each."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _wanted(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with those of `_which_letters` as one."""
+    from replicator.control.dead_letters import Wanted
+
+    chosen = [options.pop(name) for name in ("topic", "partition", "offset", "reason", "letter")]
+    return options | {"wanted": Wanted(*chosen)}
+
+
+@main.group(epilog=EXAMPLES["dlq"], short_help="Dead letters: list, show, replay, purge.")
+def dlq() -> None:
+    """Dead letters: records that a link could not copy, and keeps in its dead-letter topic with the reason."""
+
+
+@dlq.command("list", epilog=EXAMPLES["dlq"], short_help="Counts them by topic, partition and reason.")
+@click.argument("link_file", type=click.Path(), metavar="LINK.yaml")
+@click.option("--link", default="", metavar="NAME", help="Which link of the file. Not needed where it is the only one.")
+@click.option("--json", "as_json", is_flag=True, help="The counts as JSON on stdout.")
+def dlq_list(**options: Any) -> None:
+    """Counts a link's dead letters by topic, partition and reason, with the times of the first and the last."""
+    from replicator.cli.dlq import list_letters
+
+    raise SystemExit(list_letters(**options))
+
+
+@dlq.command("show", epilog=EXAMPLES["dlq"], short_help="Shows them, with headers and what they hold.")
+@_which_letters
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="At most so many.")
+def dlq_show(**options: Any) -> None:
+    """Shows dead letters: which record it was, why it is here, headers, and the start of key and value."""
+    from replicator.cli.dlq import ShowOptions, show
+
+    raise SystemExit(show(ShowOptions(**_wanted(options))))
+
+
+@dlq.command("replay", epilog=EXAMPLES["dlq"], short_help="Sends them back to their topics, each once.")
+@_which_letters
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Look at so many at most. Default: all.")
+@click.option("--drop-header", multiple=True, metavar="NAME", help="Leave out this header. Repeatable.")
+@click.option(
+    "--set-header", multiple=True, metavar="NAME=VALUE", callback=_header, help="Instead of all of it. Repeatable."
+)
+@click.option("--key-file", type=click.File("rb"), metavar="FILE", help="What to put in place of the key: all of it.")
+@click.option("--value-file", type=click.File("rb"), metavar="FILE", help="The same for the value.")
+@click.option("--now", is_flag=True, help="With the time of now. Default: the record's own timestamp.")
+@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
+def dlq_replay(**options: Any) -> None:
+    """Sends dead letters back to their target topics, each record exactly once however often this is run.
+
+    Mend the cause first, or edit what is sent. A record goes to the end of its partition, with its own key, value,
+    headers and timestamp and a header `replicator.replayed`, in one transaction with the mark that it was replayed.
+    A second replay of the same link takes over from the first. Who reads uncommitted records may see one twice if a
+    replay is killed.
+
+    Exit code: 0 all were replayed, now or before, 1 some were refused again or cannot be, one line each on stderr, or
+    it could not be done, 2 bad input.
+    """
+    from replicator.cli.dlq import ReplayOptions, replay
+    from replicator.control.replay import Edit
+
+    drop, add, now = (options.pop(name) for name in ("drop_header", "set_header", "now"))
+    files = [options.pop(name) for name in ("key_file", "value_file")]
+    if any(files) and len(options["letter"]) != 1:
+        raise click.UsageError("--key-file and --value-file are for a single record: name it with --letter")
+    key, value = (file and file.read() for file in files)
+    edit = Edit(drop, add, key, value, now)
+    raise SystemExit(replay(ReplayOptions(**_wanted(options), edit=edit)))
+
+
+@dlq.command("purge", epilog=EXAMPLES["dlq"], short_help="Deletes them, from the oldest on.")
+@click.argument("link_file", type=click.Path(), metavar="LINK.yaml")
+@click.option("--link", default="", metavar="NAME", help="Which link of the file. Not needed where it is the only one.")
+@click.option("--all", "everything", is_flag=True, help="All that are there now.")
+@click.option(
+    "--before", multiple=True, metavar="P:N", callback=_letter, help="In this partition those before this offset."
+)
+@click.option(
+    "--older-than",
+    "older_than_ms",
+    metavar="AGE|TIME",
+    callback=_time_or_age,
+    help="From the oldest on until the first that was diverted since: 7d, 36h, or a time.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def dlq_purge(**options: Any) -> None:
+    """Deletes dead letters for good, after telling how many, and how many of them were never replayed.
+
+    Kafka deletes from the start of a partition on, so none is deleted before those older than it. The numbers of
+    partitions and offsets are those that `show` gives with --letter.
+    """
+    if bool(options["everything"]) + bool(options["before"]) + (options["older_than_ms"] is not None) != 1:
+        raise click.UsageError("give one of --all, --before and --older-than")
+    from replicator.cli.dlq import PurgeOptions, purge
+
+    raise SystemExit(purge(PurgeOptions(**options)))
 
 
 # ---- schema ----

@@ -1,7 +1,7 @@
 """How a copy ended: a word for each lane, the worst of them for each topic, the worst of those for the whole.
 
 The words, best first: `verified` and `copied` (not verified, because nobody asked); `equal` (verified record by
-record, since the target's broker packed the batches anew or put its own time on them); `interrupted`; `unverified`
+record, since batches had to be made anew, or the target puts its own time on them); `interrupted`; `unverified`
 (should have been, but a log could not be read); `differs`; `failed`.
 """
 
@@ -115,7 +115,7 @@ class Results:
             case "copied":
                 return f"{size} copied {took}, not verified"
             case "equal":
-                return f"{size} copied {took}; verified record by record: the target's broker made the batches anew"
+                return f"{size} copied {took}; verified record by record, as batches were made anew"
             case "interrupted":
                 return (
                     f"interrupted after {spell_seconds(self.seconds)}: {size} of {self.total_records:,} copied; to copy"

@@ -54,6 +54,7 @@ class LaneStatus(Struct, frozen=True):
     since_ms: int
     age_s: float  # of the record
     owner: str
+    counts: dict[str, int] = {}  # by the owner since it began: see LaneRecord
 
     @property
     def word(self) -> str:
@@ -234,6 +235,7 @@ def _judge_lane(key: LaneKey, record: LaneRecord, end: int | None, now_ms: int, 
         since_ms=record.since_ms,
         age_s=age_s,
         owner=record.worker,
+        counts=record.counts,
     )
 
 

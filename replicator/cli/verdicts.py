@@ -2,7 +2,8 @@
 
 The words, those that say more last: `empty` (nothing was copied, or nothing in the range asked for); `gone` (one of the
 logs has deleted all of it since); `identical` (every batch, byte by byte); `equal` (every record; the target's batches
-or timestamps are its broker's own); `unknown` (could not be compared); `differs`. The last of them speaks for all.
+or timestamps are its broker's or the link's own); `unknown` (could not be compared); `differs`. The last of them speaks
+for all.
 """
 
 from collections.abc import Iterator
@@ -109,7 +110,8 @@ class Verification:
             ("gone", "deleted since and not comparable any more"),
             ("cleaned", "on one side only, since the other is compacted"),
             ("foreign", "of others between ours on the target"),
-            ("passed_over", "of transactions not copied"),
+            ("passed_over", "rightly not copied: aborted, filtered, or dead letters"),
+            ("edited", "compared without what the link changes of them"),
         ):
             if count := self.total(name):
                 notes.append(f"{count:,} {text}")
@@ -120,7 +122,7 @@ class Verification:
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`: plain values. Keys are only ever added."""
-        names = ("records", "bytes", "batches", "gone", "cleaned", "foreign", "passed_over")
+        names = ("records", "bytes", "batches", "gone", "cleaned", "foreign", "passed_over", "edited")
         return {
             "outcome": self.outcome,
             "fraction": self.fraction,

@@ -10,7 +10,8 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import click
@@ -22,8 +23,12 @@ from replicator.cli.session import Interrupted, watch_signals
 from replicator.cli.verdicts import LaneReport, Verification
 from replicator.config.load import load
 from replicator.config.models import Config, Link
+from replicator.config.plug_ins import plug_ins
+from replicator.config.recipes import recipe
 from replicator.control.cleaned import compacted_topics
+from replicator.control.dead_letters import DeadLetterTopic, dead_letter_cluster
 from replicator.data import ranges
+from replicator.data.rules import Rules, rules_of
 from replicator.data.verify import LaneVerdict, MappedClaim, Outcome, verify_lanes
 from replicator.errors import ClusterError, ConfigError, NetworkError, ProtocolError
 from replicator.kafka.cluster import Cluster
@@ -71,6 +76,7 @@ class _Lane:
     key: LaneKey
     record: LaneRecord
     segments: Segments
+    position: int  # up to which it was copied, or is to be compared
     verdict: LaneVerdict | None = None
 
     def ended(self, outcome: Outcome, reason: str) -> "_Lane":
@@ -172,7 +178,7 @@ class _Job:
             start, end = await self._place(lane, self.options.start, 0), await self._place(lane, self.options.end)
         except (ClusterError, NetworkError) as error:
             return lane.ended(Outcome.UNKNOWN, str(error))
-        return replace(lane, segments=ranges.clip(lane.segments, start, end))
+        return replace(lane, segments=ranges.clip(lane.segments, start, end), position=min(lane.position, end))
 
     async def _place(self, lane: _Lane, place: Place, default: int = ranges.NO_END) -> int:
         if not isinstance(place, AtTime):
@@ -190,6 +196,7 @@ class _Job:
     async def _compare(self, lanes: list[_Lane], fraction: float, seed: str) -> list[LaneReport]:
         open_lanes = [index for index, lane in enumerate(lanes) if lane.verdict is None]
         holes_allowed = await self._holes_allowed([lanes[index] for index in open_lanes])
+        dead_letters = await asyncio.to_thread(self._dead_letters, lanes)
         claims = [
             MappedClaim(
                 self._source(lanes[index]),
@@ -199,6 +206,9 @@ class _Job:
                 holes_allowed(lanes[index]),
                 fraction,
                 seed,
+                rules=_rules(lanes[index]),
+                position=lanes[index].position,
+                dead_letters=dead_letters[lanes[index].link.name, lanes[index].key],
             )
             for index in open_lanes
         ]
@@ -208,6 +218,23 @@ class _Job:
         for index, verdict in zip(open_lanes, verdicts, strict=True):
             lanes[index] = replace(lanes[index], verdict=verdict)
         return [_report(lane) for lane in lanes]
+
+    def _dead_letters(self, lanes: Collection[_Lane]) -> Mapping[tuple[str, LaneKey], set[int]]:
+        """By link and lane, the source offsets of what became a dead letter. Blocks meanwhile."""
+        found: dict[tuple[str, LaneKey], set[int]] = defaultdict(set)
+        topic_ids = {(lane.link.name, lane.key): lane.record.topic_id for lane in lanes}
+        for link in self.links:
+            cluster = dead_letter_cluster(link, self.config.clusters)
+            if cluster is None:
+                continue
+            try:
+                for placed in DeadLetterTopic(cluster, link.dead_letter_topic, link.name).read():
+                    lane = link.name, LaneKey(placed.letter.topic, placed.letter.partition)
+                    if placed.letter.topic_id in ("", topic_ids.get(lane)):  # a topic of that name may have been before
+                        found[lane].add(placed.letter.offset)
+            except (ClusterError, NetworkError) as error:
+                self.problems.append(f"{link.name}: its dead letters cannot be read: {error}")
+        return found
 
     async def _holes_allowed(self, lanes: Collection[_Lane]) -> Callable[[_Lane], bool]:
         """Whether a log cleaner may have been at a lane. A source that does not tell is taken for like its target."""
@@ -243,11 +270,18 @@ def _chosen(config: Config, name: str) -> list[Link]:
 
 
 def _mapped(link: Link, key: LaneKey, reader: StateReader) -> _Lane:
-    lane = _Lane(link, key, reader.lanes[key], NO_SEGMENTS)
+    lane = _Lane(link, key, reader.lanes[key], NO_SEGMENTS, reader.lanes[key].position)
     try:
         return replace(lane, segments=reader.offset_map(key).segments)
     except ProtocolError as error:
         return lane.ended(Outcome.UNKNOWN, str(error))
+
+
+def _rules(lane: _Lane) -> Rules:
+    link, topic = lane.link, lane.key.topic
+    steps = recipe(link, topic, link.source, lane.key.partition)
+    policy, prevents_loops = link.policy(topic), link.loops == "prevent"
+    return rules_of(link.isolation, steps, policy.record_faults, plug_ins(link, topic), prevents_loops=prevents_loops)
 
 
 def _report(lane: _Lane) -> LaneReport:
