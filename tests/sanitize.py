@@ -1,4 +1,4 @@
-"""The native core under the address and undefined-behaviour sanitizers: its own tests, the simulation, and a fuzzer.
+"""The native core under the address and undefined-behaviour sanitizers: its own tests, the simulation, and fuzzers.
 
 `python -m tests.sanitize [--fuzz-seconds N] [--seed S]` does all of it, in a folder of its own, so that neither the
 extension in use nor its objects are touched. Needs gcc on Linux.
@@ -21,7 +21,14 @@ TESTS = [
     "tests/unit/__init__.py",
     "tests/unit/test_crc32c.py",
     "tests/unit/test_batch.py",
+    "tests/unit/test_records.py",
+    "tests/unit/test_recipe.py",
+    "tests/unit/test_columns.py",
     "tests/unit/test_fetch.py",
+    "tests/unit/test_aborted.py",
+    "tests/unit/test_raw.py",
+    "tests/unit/test_merge.py",
+    "tests/unit/test_records.py",
     "tests/unit/test_produce.py",
     "tests/unit/test_lane.py",
     "tests/unit/test_segments.py",
@@ -33,6 +40,7 @@ TESTS = [
 WARNINGS = ["-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 SANITIZERS = ["-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 SEEDS = 300
+TARGETS = {"fetch_fuzz": "Fetch responses", "records_fuzz": "batches"}
 
 
 def run(command: list[str], folder: Path, timeout_s: float, **variables: str) -> str:
@@ -87,13 +95,13 @@ def run_native_tests(folder: Path) -> str:
     )
 
 
-def fuzz(folder: Path, seconds: int, seed: int) -> int:
-    """Lets the fuzzer of the Fetch decoder run; how many inputs it tried. The same seed begins the same way."""
-    program = str(folder / "fetch_fuzz")
-    sources = [*sorted((ROOT / "csrc").glob("*.c")), ROOT / "csrc/fuzz/fetch_fuzz.c"]
+def fuzz(target: str, folder: Path, seconds: int, seed: int) -> int:
+    """Lets a fuzz target run; how many inputs it tried. The same seed begins the same way."""
+    program = str(folder / target)
+    sources = [*sorted((ROOT / "csrc").glob("*.c")), ROOT / f"csrc/fuzz/{target}.c", ROOT / "csrc/fuzz/mutator.c"]
     include = f"-I{ROOT / 'csrc'}"
     run(["gcc", *WARNINGS, *SANITIZERS, include, *map(str, sources), "-o", program], folder, 300)
-    seeds = [str(path) for path in write_seeds(folder / "seeds", seed, SEEDS)]
+    seeds = [str(path) for path in write_seeds(target, folder / f"{target}-seeds", seed, SEEDS)]
     command = [program, str(seconds), str(seed), *seeds]
     said = run(command, folder, seconds + 300, ASAN_OPTIONS="detect_leaks=1:abort_on_error=1")
     return int(said.split()[0])
@@ -107,7 +115,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         print(run_native_tests(folder), end="", flush=True)
-        print(f"{fuzz(folder, options.fuzz_seconds, options.seed):,} mutants of Fetch responses did no harm")
+        for target, what in TARGETS.items():
+            print(f"{fuzz(target, folder, options.fuzz_seconds, options.seed):,} mutants of {what} did no harm")
 
 
 if __name__ == "__main__":

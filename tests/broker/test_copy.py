@@ -17,7 +17,7 @@ from tests.broker.raw import RawClient
 from tests.harness import witness
 from tests.harness.java import Fill, JavaWitness
 from tests.harness.kafka import KafkaCluster
-from tests.harness.link import RunningLink, link_config
+from tests.harness.link import UNMERGED, RunningLink, link_config
 from tests.harness.records import NewRecord
 from tests.harness.waiting import eventually
 
@@ -33,7 +33,7 @@ def pair(kafka4: KafkaCluster, kafka4_second: KafkaCluster) -> Pair:
 
 def config(pair: Pair, topics: str, **link: Any) -> dict[str, Any]:
     return link_config(
-        pair.source.bootstrap, pair.target.bootstrap, topics, link={"refresh_topics_ms": SOON_MS, **link}
+        pair.source.bootstrap, pair.target.bootstrap, topics, link={"refresh_topics_ms": SOON_MS, **UNMERGED, **link}
     )
 
 
@@ -186,7 +186,7 @@ def test_killed_workers_lose_and_double_nothing(
     create_topic(pair.source, topic_name, partitions)
     java4.fill(pair.source.bootstrap, topic_name, Fill(partitions, count), {"batch.size": "16384"})
     kafka3.proxies[0].link(latency_s=0.005, bytes_per_second=10_000_000)
-    through_proxy = link_config(pair.source.bootstrap, kafka3.proxied_bootstrap, topic_name, workers=2)
+    through_proxy = link_config(pair.source.bootstrap, kafka3.proxied_bootstrap, topic_name, workers=2, link=UNMERGED)
     shots = [1, 3_000, 100, 4_000, 2_000, 1_000]  # each so many records after the one before
     with RunningLink(through_proxy) as link:
 

@@ -16,7 +16,7 @@ from tests.broker.copies import Copy, Pair, stored_batches
 from tests.broker.raw import RawClient
 from tests.harness import witness
 from tests.harness.java import JavaWitness
-from tests.harness.link import RunningLink, link_config
+from tests.harness.link import UNMERGED, RunningLink, link_config
 from tests.harness.records import NewRecord
 
 pytestmark = pytest.mark.broker
@@ -97,7 +97,10 @@ class Copies:
 
     def copy(self, tag: str) -> None:
         config = link_config(
-            self.pair.source.bootstrap, self.pair.target.bootstrap, f"{tag}.*", link={"rename": {"prefix": PREFIX}}
+            self.pair.source.bootstrap,
+            self.pair.target.bootstrap,
+            f"{tag}.*",
+            link={"rename": {"prefix": PREFIX}, **UNMERGED},
         )
         with RunningLink(config, stop="now") as link:
             ends = {

@@ -20,7 +20,7 @@ from tests.fault.chaos_scene import Supervised
 from tests.fault.scene import Pair, Traffic, assert_same_log, backlog, log_ends
 from tests.harness.java import JavaWitness
 from tests.harness.kafka import KafkaCluster
-from tests.harness.link import RunningLink, link_config
+from tests.harness.link import UNMERGED, RunningLink, link_config
 from tests.harness.waiting import eventually
 from tests.harness.wire import WireError
 
@@ -41,7 +41,8 @@ def pair(kafka4: KafkaCluster, kafka4_second: KafkaCluster) -> Pair:
 
 def config(pair: Pair, topic: str, **link: Any) -> dict[str, Any]:
     options = {"shards": PARTITIONS, **link}
-    return link_config(pair.source.bootstrap, pair.target.bootstrap, re.escape(topic) + ".*", link=options)
+    link = {**UNMERGED, **options}
+    return link_config(pair.source.bootstrap, pair.target.bootstrap, re.escape(topic) + ".*", link=link)
 
 
 def here(link: RunningLink) -> set[Lane]:

@@ -303,7 +303,8 @@ def check_group(scene: Scene, truths: Mapping[int, Truth]) -> None:
 
 def check_verification(scene: Scene, truths: Mapping[int, Truth], foreign: int = 0) -> None:
     code, found, _ = scene.command("verify", str(scene.file), "--full")
-    assert (code, found["outcome"], found["problems"]) == (0, "identical", [])
+    assert (code, found["problems"]) == (0, [])
+    assert found["outcome"] in ("identical", "equal")  # small batches may have been merged
     lanes = {lane["partition"]: (lane["records"], lane["segments"]) for lane in found["lanes"]}
     assert lanes == {part: (len(truth.pairs), len(truth.segments())) for part, truth in truths.items()}
     assert found["claimed"] == found["records"]

@@ -6,6 +6,7 @@ from tests.fault.chaos_scene import Fleet, Scene, chaos_config
 from tests.fault.chaos_verdict import Outcome, judge
 from tests.fault.scene import Pair, log_ends
 from tests.harness import witness
+from tests.harness.link import UNMERGED
 from tests.harness.records import NewRecord
 
 PRODUCE = 0
@@ -30,6 +31,7 @@ def ambiguous(plan: Ambiguous, pair: Pair) -> Outcome:
     pair.create(topic, plan.partitions)
     _write(plan, pair, topic)
     config = chaos_config(pair, topic, proxied=True, fetch_bytes_max=64 << 10, produce_bytes_max=16 << 10)
+    config["links"][0] |= UNMERGED  # or there would be too few requests for their answers to get lost
     fleet, proxy = Fleet(config), pair.target.proxies[0]
     proxy.drop_answers(PRODUCE, EVERY)
     with fleet:

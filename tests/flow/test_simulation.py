@@ -5,6 +5,9 @@ connection are carried out long after it died, brokers answer with errors before
 arrive in pieces or only half. Whatever happens, after every step the target's log is the beginning of the source's,
 record by record, and the checkpoint says the truth; and once the faults end, everything arrives.
 
+Some lanes open what cannot be sent as it is, or everything, and send it in other pieces, or leave it out; some have
+small batches merged; some leave out what was aborted. None of that may show but where it should.
+
 The owner of the lanes is played by the same rules as replicator.data: halt, wait until nothing is in flight, read the
 target's tail, go on from there. Some lanes hold what stands behind a gap: their owners write down what is ahead, at any
 moment, and die at any other; the next one finds a record that may be old. Every source offset below the position stands
@@ -13,6 +16,7 @@ where the map says, whoever wrote that part of it.
 
 import struct
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -27,7 +31,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from replicator._core import Event, FetchStream, Pool, Source, Target
+from replicator._core import Event, FetchStream, Pool, Scratch, Source, Target, Terms
 from tests.oracle import fetch, produce
 from tests.oracle.batch import Batch
 from tests.oracle.broker import TargetLog
@@ -43,7 +47,16 @@ PARTITIONS = 2
 HOLDING = {0}  # partitions whose lanes hold gaps
 NOT_LEADER, TIMED_OUT, TOO_FEW_REPLICAS, UNKNOWN = 6, 7, 20, -1
 TARGET_FAULTS = [0] * 20 + [NOT_LEADER, UNKNOWN, TIMED_OUT, TOO_FEW_REPLICAS]
-CREDIT_BYTES, LANE_BYTES_MAX, FETCH_BYTES_MAX, PRODUCE_BYTES_MAX = 60_000, 700, 900, 600
+CREDIT_BYTES, LANE_BYTES_MAX, FETCH_BYTES_MAX, PRODUCE_BYTES_MAX = 80_000, 1_600, 1_800, 1_000
+LARGEST = 300  # batch that one of the targets takes
+TERMS = {  # of each lane, but in a plain world
+    ("orders", 0): Terms(merge_bytes=500),
+    ("orders", 1): Terms(merge_bytes=800),
+    ("payments", 0): Terms(opens=True, merge_bytes=400),
+    ("payments", 1): Terms(codec=0, batch_bytes_max=LARGEST, merge_bytes=LARGEST),
+}
+PACKED = ("orders", 1)  # its batches are compressed, nearly all of them
+PRODUCERS = 2  # that write in transactions
 STEPS_TO_CALM_DOWN = 3_000
 SEEDS = st.integers(0, 2**32 - 1)  # of what happens inside one step
 
@@ -84,9 +97,8 @@ class Simulation(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = Pool(CREDIT_BYTES)
-        self.source = Source(self.pool, LANE_BYTES_MAX)
+        self.scratch = Scratch()
         self.target = Target(b"sim", PRODUCE_BYTES_MAX, 1_000)
-        self.sources = [SourceConnection(self.pool, self.source) for _ in range(2)]
         self.duplex = Duplex(self.pool)
         self.correlation_id = 0
         self.lanes: dict[tuple[str, int], SimulatedLane] = {}
@@ -95,17 +107,25 @@ class Simulation(RuleBasedStateMachine):
         self.ghosts: list[list[ProduceRequest]] = []  # of dead connections, still to be carried out
 
     @initialize(
-        version=st.sampled_from([10, 13]), produce_version=st.sampled_from([7, 8]), wraps=st.sampled_from([0, 3, 40])
+        version=st.sampled_from([10, 13]),
+        produce_version=st.sampled_from([7, 8]),
+        wraps=st.sampled_from([0, 3, 40]),
+        committed=st.booleans(),
+        plain=st.sampled_from([False, False, True]),
     )
-    def begin(self, version: int, produce_version: int, wraps: int) -> None:
-        self.version, self.produce_version = version, produce_version
+    def begin(self, version: int, produce_version: int, wraps: int, committed: bool, plain: bool) -> None:
+        self.version, self.produce_version, self.committed, self.plain = version, produce_version, committed, plain
+        self.source = Source(self.pool, LANE_BYTES_MAX, committed)
+        self.sources = [SourceConnection(self.pool, self.source) for _ in range(2)]
         for topic in TOPICS:
             for partition in range(PARTITIONS):
-                lane = SimulatedLane(topic, partition, -wraps % SEQUENCES, hold_gaps=partition in HOLDING)
+                terms = Terms() if plain else TERMS[topic, partition]
+                lane = SimulatedLane(topic, partition, -wraps % SEQUENCES, partition in HOLDING, terms, committed)
                 for size in (3, 1, 4, 1, 5, 2):
                     lane.source_log.append("data", size, 0)
-                for kind, hole in [("control", 0), ("data", 0), ("data", 0), ("data", 3), ("empty", 0), ("data", 1)]:
-                    lane.source_log.append(kind, 2, hole)
+                lane.source_log.append_marker(1, True)
+                for kind, hole in [("data", 0), ("data", 0), ("data", 3), ("empty", 0), ("data", 1)]:
+                    self._append(lane, kind, 2, hole, Random(hole))
                 self.lanes[topic, partition] = lane
                 lane.native.set_target(self.target)
                 lane.native.resume(lane.first, 0, NEVER)
@@ -121,9 +141,27 @@ class Simulation(RuleBasedStateMachine):
         chance = Random(seed)
         for lane in self.lanes.values():
             lane.source_log.leader_epoch += chance.choice([0, 0, 0, 1])
-            for _ in range(chance.randrange(5)):
-                kind = chance.choice(["data", "data", "data", "data", "control", "empty"])
-                lane.source_log.append(kind, chance.randrange(1, 6), chance.choice([0, 0, 0, 2]))
+            kinds = ["data"] * 6 + [
+                "marker",
+                "empty",
+                *([] if self.plain else ["holes", "stamped", "horizon", "marker"]),
+            ]
+            for _ in range(chance.randrange(6)):
+                self._append(lane, chance.choice(kinds), chance.randrange(1, 6), chance.choice([0, 0, 0, 2]), chance)
+
+    def _append(self, lane: SimulatedLane, kind: str, size: int, hole: int, chance: Random) -> None:
+        log = lane.source_log
+        producer = chance.randrange(PRODUCERS)
+        if kind == "marker":
+            before = len(log.aborted)
+            log.append_marker(producer, chance.choice([True, False]))
+            self.seen["transactions aborted"] += len(log.aborted) - before
+        elif kind == "empty":
+            log.append_emptied(size, hole)
+        else:
+            sent_by = producer if not self.plain and chance.randrange(3) == 0 else None
+            codecs = [0] if self.plain else [4] * 9 + [1] if lane.place == PACKED else [0, 0, 0, 4, 1]
+            log.append(kind, size, hole, sent_by, chance.choice(codecs))
 
     @rule(seed=SEEDS)
     def source_works(self, seed: int) -> None:
@@ -141,6 +179,7 @@ class Simulation(RuleBasedStateMachine):
         self.seen["fetches"] += 1
         request = connection.asked
         assert request
+        assert request.committed == self.committed
         topics = [self._fetched(name, rows, chance) for name, rows in request.topics]
         if chance:
             chance.shuffle(topics)
@@ -158,8 +197,10 @@ class Simulation(RuleBasedStateMachine):
                 error = chance.choice([0] * 9 + [NOT_LEADER])
                 behind = chance.choice([0, 0, 0, 1, 2])
                 bytes_max = chance.choice([bytes_max, chance.randrange(1, LANE_BYTES_MAX)])
-            records = b"" if error else log.read(row.fetch_offset, bytes_max, behind)
-            partitions.append(Fetched(row.partition, records, error, high_watermark=log.end))
+            records, aborted = log.read(row.fetch_offset, bytes_max, behind, self.committed)
+            stable = log.last_stable_offset if self.committed else -1
+            fetched = Fetched(row.partition, records, 0, log.end, stable, aborted=aborted)
+            partitions.append(replace(fetched, records=b"", error=error, aborted=None) if error else fetched)
         return FetchedTopic(topic, topic_id(topic), partitions)
 
     def _arrive(self, connection: SourceConnection, size: int) -> None:
@@ -260,6 +301,10 @@ class Simulation(RuleBasedStateMachine):
             elif event.kind == "gap_ahead":
                 assert event.lane.runner.flags["hold_gaps"]
                 event.lane.runner.told = True
+            elif event.kind == "rebuild_ahead":
+                assert event.lane.raw_count
+            elif event.kind == "merge_ahead":
+                event.lane.runner.merge_told = True
             else:
                 assert event.kind in ("produce_error", "offset_drift", "answer_lost"), event
                 assert not event.lane.running
@@ -291,6 +336,11 @@ class Simulation(RuleBasedStateMachine):
     def owners_work(self, seed: int) -> None:
         """What is told at one time is written at another, and let go at a third."""
         chance = Random(seed)
+        for lane in self.lanes.values():
+            for _ in range(chance.randrange(4)):
+                self.seen[lane.open_one(self.pool, self.scratch, chance)] += 1
+            if lane.merge_told and chance.randrange(2):
+                self._merge(lane, chance)
         for lane in self._holding():
             if chance.randrange(2):
                 self.seen["permits"] += lane.permit()
@@ -301,11 +351,17 @@ class Simulation(RuleBasedStateMachine):
             if chance.randrange(3) == 0:
                 lane.write()
 
+    def _merge(self, lane: SimulatedLane, chance: Random) -> None:
+        lane.merge_told = False
+        self.seen[lane.merge(self.pool, self.scratch, chance)] += 1
+
     @rule(seed=SEEDS)
     def an_owner_dies(self, seed: int) -> None:
         chance = Random(seed)
         lane = chance.choice(self._holding())
         self.seen["old records found"] += len(lane.records) > 1
+        self.seen["owners died with something raw"] += lane.native.raw_count > 0
+        self.seen["batches merged"] += lane["merged_batches"]
         lane.die(chance)
         self.seen["owners died"] += 1
 
@@ -322,8 +378,7 @@ class Simulation(RuleBasedStateMachine):
     @invariant()
     def the_target_is_the_beginning_of_the_source(self) -> None:
         for lane in self.lanes.values():
-            records = lane.target_log.records
-            assert records == lane.source_log.data_below(lane.source_log.end)[: len(records)]
+            lane.check_target()
 
     @invariant()
     def the_checkpoint_is_true(self) -> None:
@@ -338,16 +393,21 @@ class Simulation(RuleBasedStateMachine):
                 lane.check_map()
 
     def teardown(self) -> None:
-        """The faults end: everything arrives, and nothing is kept."""
+        """The faults end, and so does what is not committed: everything arrives, and nothing is kept."""
+        for lane in self.lanes.values():
+            for producer in list(lane.source_log.open):
+                lane.source_log.append_marker(producer, producer == 1)
         for _ in range(STEPS_TO_CALM_DOWN):
             if self._is_done():
                 break
             self._step()
         for lane in self.lanes.values():
-            log = lane.source_log
-            assert lane.target_log.records == log.data_below(log.end)
-            assert lane.checkpoint.position == log.end
-            assert (lane.native.in_flight, lane.native.queued) == (0, 0)
+            lane.check_target()
+            lane.check_map()
+            assert len(lane.target_log.records) == len(lane.expected)
+            assert lane.checkpoint.position == lane.source_log.end
+            assert (lane.native.in_flight, lane.native.queued, lane.native.raw_count) == (0, 0, 0)
+            self.seen["batches merged"] += lane["merged_batches"]
             self.seen["duplicates recognised"] += lane.target_log.recognised
             self.seen["records"] += len(lane.target_log.records)
         for connection in self.sources:
@@ -366,6 +426,11 @@ class Simulation(RuleBasedStateMachine):
     def _step(self) -> None:
         """One round in which everybody does what is to be done."""
         self.look_after_the_lanes(Random(1))
+        for lane in self.lanes.values():
+            while lane.native.raw_count:
+                lane.open_one(self.pool, self.scratch, Random(1))
+            if lane.merge_told:
+                self._merge(lane, Random(1))
         for lane in self._holding():
             if lane.told:
                 lane.write_to_permit(4096)
@@ -384,7 +449,7 @@ class Simulation(RuleBasedStateMachine):
 def begun() -> Simulation:
     """A simulation with a few batches acknowledged and a few more taken in, for a script instead of chance."""
     simulation = Simulation()
-    simulation.begin(version=13, produce_version=8, wraps=3)
+    simulation.begin(version=13, produce_version=8, wraps=3, committed=True, plain=True)
     for _ in range(3):
         simulation._step()
     for connection in simulation.sources:
@@ -415,7 +480,7 @@ def test_a_request_that_outlives_its_connection_makes_no_duplicate(resent_first)
 def test_a_refused_first_batch_keeps_those_behind_it_from_an_empty_log():
     """A broker takes any first sequence where it knows nothing of a producer, also one that leaves a hole."""
     simulation = Simulation()
-    simulation.begin(version=13, produce_version=8, wraps=0)
+    simulation.begin(version=13, produce_version=8, wraps=0, committed=True, plain=True)
     for connection in simulation.sources:
         simulation._fetch(connection, None)
         simulation._arrive(connection, len(connection.arriving))
@@ -447,6 +512,17 @@ MUST_HAVE_HAPPENED = [
     "gaps passed unseen",
     "late and taken",
     "answer 45",
+    "transactions aborted",
+    "rebuild_ahead",
+    "batches opened",
+    "batches divided",
+    "batches passed on",
+    "batches that left nothing",
+    "batches merged",
+    "merge_ahead",
+    "merges of compressed batches",
+    "merges declined",
+    "owners died with something raw",
 ]
 
 

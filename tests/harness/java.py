@@ -94,20 +94,10 @@ class JavaWitness:
         With `transactional.id` in `config` they are one transaction, committed or, with `abort`, aborted
         after all of them are in the log. Raises JavaWitnessError when one of them was refused.
         """
-        wanted = [
-            {
-                "partition": record.partition,
-                "key": _encoded(record.key),
-                "value": _encoded(record.value),
-                "headers": [[name, _encoded(value)] for name, value in record.headers],
-                "timestamp": record.timestamp,
-            }
-            for record in records
-        ]
         command = {
             "bootstrap": bootstrap,
             "topic": topic,
-            "records": wanted,
+            "records": as_json(records),
             "config": config,
             "abort": abort,
         }
@@ -162,6 +152,20 @@ class JavaWitness:
         self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - _STDERR_TAIL_BYTES))
         tail = self._stderr.read().decode(errors="replace")
         return JavaWitnessError(f"the JVM ended with status {status} during {operation}; it said:\n{tail}")
+
+
+def as_json(records: Iterable[NewRecord]) -> list[dict[str, object]]:
+    """Records as the JVM reads them."""
+    return [
+        {
+            "partition": record.partition,
+            "key": _encoded(record.key),
+            "value": _encoded(record.value),
+            "headers": [[name, _encoded(value)] for name, value in record.headers],
+            "timestamp": record.timestamp,
+        }
+        for record in records
+    ]
 
 
 def _compiled(version: str) -> Path:

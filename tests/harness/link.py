@@ -15,6 +15,9 @@ from replicator.control.supervisor import LaneInfo, Stop, Supervisor
 from replicator.data.states import Checkpoint, LaneState
 from tests.harness.waiting import eventually
 
+# Of a link, for tests that compare batch by batch: what passes is the same on both sides, whatever else is waiting.
+UNMERGED = {"batches": [{"merge": "off"}]}
+
 
 def link_config(source: str, target: str, topics: str, **options: Any) -> dict[str, Any]:
     """A configuration with one link, of a name of its own, for the topics that match; `options` are other keys.

@@ -44,6 +44,7 @@ public final class Witness {
 
     private final ObjectMapper json = new ObjectMapper();
     private final JsonGenerator answers;
+    private final Transactions transactions = new Transactions();
 
     private Witness(OutputStream out) throws IOException {
         answers = json.createGenerator(out);
@@ -69,6 +70,8 @@ public final class Witness {
                 case "produce" -> produce(command);
                 case "dump" -> dump(command);
                 case "fill" -> fill(command);
+                case "transaction" -> transactions.answer(command);
+                case "chain" -> Chain.answer(command);
                 default -> Mm2.answer(op, command);
             };
         } catch (Exception problem) {
@@ -115,7 +118,7 @@ public final class Witness {
         return offsets;
     }
 
-    private static ProducerRecord<byte[], byte[]> toRecord(String topic, JsonNode node) throws IOException {
+    static ProducerRecord<byte[], byte[]> toRecord(String topic, JsonNode node) throws IOException {
         Long timestamp = node.get("timestamp").isNull() ? null : node.get("timestamp").asLong();
         int partition = node.get("partition").asInt();
         var key = node.get("key").binaryValue();
@@ -232,11 +235,11 @@ public final class Witness {
         return Map.of("count", count, "value_bytes", valueBytes, "seconds", seconds);
     }
 
-    private static KafkaProducer<byte[], byte[]> newProducer(Properties config) {
+    static KafkaProducer<byte[], byte[]> newProducer(Properties config) {
         return new KafkaProducer<>(config, new ByteArraySerializer(), new ByteArraySerializer());
     }
 
-    private static Properties clientConfig(JsonNode command) {
+    static Properties clientConfig(JsonNode command) {
         var config = new Properties();
         config.put("bootstrap.servers", command.get("bootstrap").asText());
         for (var property : command.path("config").properties()) {

@@ -7,6 +7,7 @@ import struct
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
+from replicator._core import Terms
 from tests.oracle.crc32c import crc32c
 
 HEADER = struct.Struct(">qiibIhiqqqhii")
@@ -15,6 +16,8 @@ LENGTH_STARTS_AT = 12  # batchLength counts what follows it
 CRC_STARTS_AT = 21
 
 CODEC, LOG_APPEND_TIME, TRANSACTIONAL, CONTROL, DELETE_HORIZON = 0x07, 0x08, 0x10, 0x20, 0x40
+
+ANY = Terms()  # whatever brokers take
 
 assert HEADER.size == HEADER_SIZE
 
@@ -112,21 +115,46 @@ def is_intact(data: bytes) -> bool:
     return HEADER.unpack(data[:HEADER_SIZE])[4] == crc32c(data[CRC_STARTS_AT:])
 
 
-def verdict(batch: Batch, wanted_offset: int) -> str:
+def marker(offset: int, commits: bool, producer_id: int = 4242, leader_epoch: int = 5) -> Batch:
+    """The end of a transaction: one control record, whose key says version 0 and how it ended."""
+    key = struct.pack(">hh", 0, commits)
+    record = b"\0\0\0" + bytes([2 * len(key)]) + key + b"\x01\0"
+    return Batch(
+        offset,
+        1,
+        bytes([2 * len(record)]) + record,
+        leader_epoch,
+        attributes=CONTROL | TRANSACTIONAL,
+        producer_id=producer_id,
+        base_sequence=-1,
+    )
+
+
+def ends_by_abort(batch: Batch) -> bool:
+    """True for what `marker` makes of an abort; other control records are no end, or cannot be read."""
+    return bool(batch.attributes & CONTROL) and batch.records[5:9] == b"\0\0\0\0" and batch.records[4:5] >= b"\x08"
+
+
+def verdict(batch: Batch, wanted_offset: int, terms: Terms = ANY) -> str:
     """What is to be done with a whole batch, as replicator._core.VERDICTS names it; the first reason counts."""
     attributes = batch.attributes
+    codec = attributes & CODEC
     contradicts = batch.last_delta < 0 or not 0 <= batch.count <= batch.last_delta + 1
+    is_large = terms.batch_bytes_max and HEADER_SIZE + len(batch.records) > terms.batch_bytes_max
+    is_late = terms.timestamp_max and batch.max_timestamp > terms.timestamp_max
     reasons = [
-        (batch.magic != 2, "rebuild_magic"),
+        (batch.magic != 2, "refuse_magic"),
         (contradicts or batch.next_offset > 2**63 - 1, "refuse_malformed"),
         (attributes & CONTROL, "skip_control"),
         (batch.count == 0, "skip_empty"),
-        (attributes & CODEC > 4, "refuse_codec"),
-        (attributes & TRANSACTIONAL, "rebuild_transactional"),
-        (attributes & LOG_APPEND_TIME, "rebuild_append_time"),
+        (codec > 4, "divert_codec"),
+        (attributes & LOG_APPEND_TIME and not terms.stamped, "rebuild_append_time"),
         (attributes & DELETE_HORIZON, "rebuild_delete_horizon"),
         (batch.count != batch.last_delta + 1, "rebuild_holes"),
         (batch.base_offset < wanted_offset, "rebuild_head"),
+        (is_large, "rebuild_size"),
+        (terms.codec not in (-1, codec), "rebuild_codec"),
+        (terms.opens or is_late, "rebuild_open"),
     ]
     return next((name for holds, name in reasons if holds), "pass")
 

@@ -4,8 +4,10 @@ Versions up to 11 name topics and have counts of four bytes; 12 brought compact 
 """
 
 import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from tests.oracle.batch import CONTROL, TRANSACTIONAL, Batch, ends_by_abort
 from tests.oracle.wire import Cursor, string, tagged, uvarint
 
 API_KEY = 1
@@ -31,6 +33,7 @@ class FetchRequest:
     wait_ms: int
     bytes_max: int
     topics: list[tuple[str | bytes, list[AskedPartition]]]
+    committed: bool = False
 
     @property
     def asked(self) -> list[tuple[str | bytes, int]]:
@@ -49,7 +52,8 @@ def parse_request(data: bytes) -> FetchRequest:
         cursor.no_tags()
     assert cursor.number("i") == -1, "only a consumer's requests are ours"
     wait_ms, _min_bytes, bytes_max = (cursor.number("i") for _ in range(3))
-    assert cursor.number("b") == 0, "read_uncommitted"
+    isolation_level = cursor.number("b")
+    assert isolation_level in (0, 1)
     assert (cursor.number("i"), cursor.number("i")) == (0, -1), "no session"
     topics = [_parse_topic(cursor, version) for _ in range(cursor.count(compact))]
     assert cursor.count(compact) == 0, "no forgotten topics"
@@ -57,7 +61,7 @@ def parse_request(data: bytes) -> FetchRequest:
         assert cursor.uvarint() == 1, "an empty rack id"
         cursor.no_tags()
     cursor.end()
-    return FetchRequest(version, correlation_id, client_id, wait_ms, bytes_max, topics)
+    return FetchRequest(version, correlation_id, client_id, wait_ms, bytes_max, topics, isolation_level == 1)
 
 
 def _parse_topic(cursor: Cursor, version: int) -> tuple[str | bytes, list[AskedPartition]]:
@@ -82,7 +86,10 @@ def _parse_partition(cursor: Cursor, compact: bool) -> AskedPartition:
 
 @dataclass(frozen=True)
 class Fetched:
-    """One partition's part of a response. `records_size` overrides the true size of `records`: a lie."""
+    """One partition's part of a response. `records_size` overrides the true size of `records`: a lie.
+
+    `aborted` is [(producer id, first offset)] of transactions; each has `aborted_tags`, in versions that have tags.
+    """
 
     partition: int
     records: bytes | None = b""
@@ -93,6 +100,7 @@ class Fetched:
     aborted: list[tuple[int, int]] | None = None
     tags: Tags = field(default_factory=list)
     records_size: int | None = None
+    aborted_tags: Tags = field(default_factory=list)
 
     def encode(self, version: int) -> bytes:
         compact = version >= 12
@@ -106,7 +114,7 @@ class Fetched:
         )
         out += _count(None if self.aborted is None else len(self.aborted), compact)
         for producer_id, first_offset in self.aborted or ():
-            out += struct.pack(">qq", producer_id, first_offset) + (tagged([]) if compact else b"")
+            out += struct.pack(">qq", producer_id, first_offset) + (tagged(self.aborted_tags) if compact else b"")
         if version >= 11:
             out += struct.pack(">i", -1)  # preferred read replica
         size = self.records_size
@@ -144,6 +152,23 @@ def encode_response(
     out += struct.pack(">ihi", throttle_ms, error, 0) + _count(len(topics), compact)
     out += b"".join(topic.encode(version) for topic in topics)
     return out + (tagged(tags or []) if compact else b"")
+
+
+def is_void(batches: Sequence[Batch], nth: int, aborted: Iterable[tuple[int, int]]) -> bool:
+    """True if the batch is of one of those transactions: it began, and no abort marker of its producer came since.
+
+    The rule of Kafka's own consumer (ConsumerRecords' CompletedFetch).
+    """
+    batch = batches[nth]
+    if batch.attributes & (TRANSACTIONAL | CONTROL) != TRANSACTIONAL:
+        return False
+    markers = [
+        before.base_offset
+        for before in batches[:nth]
+        if before.producer_id == batch.producer_id and before.attributes & TRANSACTIONAL and ends_by_abort(before)
+    ]
+    begun = [first for producer, first in aborted if producer == batch.producer_id and first <= batch.base_offset]
+    return any(not any(marker >= first for marker in markers) for first in begun)
 
 
 def diverging_epoch(epoch: int, end_offset: int) -> tuple[int, bytes]:

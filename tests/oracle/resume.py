@@ -3,11 +3,12 @@
 from replicator.data.states import Checkpoint
 from tests.oracle.lane import SEQUENCES, joined, spread
 
+Intents = list[tuple[int, int]]
 Segments = tuple[tuple[int, int, int], ...]
 
 
 def resume_point(
-    checkpoint: Checkpoint, segments: Segments, ahead: list[tuple[int, int]], next_sequence: int, records_max: int
+    checkpoint: Checkpoint, segments: Segments, ahead: Intents, next_sequence: int, records_max: int
 ) -> tuple[Checkpoint, Segments]:
     """Raises ValueError when not so many records lead from the checkpoint to `next_sequence`, or where is unclear."""
     offsets = spread(segments)
@@ -26,3 +27,19 @@ def resume_point(
         source += 1
         at = Checkpoint(source, at.target_next + 1, (at.sequence + 1) % SEQUENCES)
     return at, joined(offsets)
+
+
+def conflicts(
+    checkpoint: Checkpoint, ahead: Intents, next_sequence: int, records_max: int
+) -> dict[int, tuple[int, ...]]:
+    """What several intents say of each record from the checkpoint to `next_sequence`; nothing if that is too far."""
+    found: dict[int, tuple[int, ...]] = {}
+    sequence = checkpoint.sequence
+    for _ in range(records_max):
+        if sequence == next_sequence:
+            return found
+        told = sorted({offset for offset, named in ahead if named == sequence})
+        if len(told) > 1:
+            found[sequence] = tuple(told)
+        sequence = (sequence + 1) % SEQUENCES
+    return {}

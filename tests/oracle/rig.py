@@ -6,6 +6,7 @@ There is no clock, no loop and no port: a socket pair on each side, and the test
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -32,8 +33,8 @@ def joined(batches: Iterable[Batch]) -> bytes:
 class LaneRig:
     """A lane, and its row of counters as others read it."""
 
-    def __init__(self, topic: str, partition: int, target_topic: str | None = None, **flags: bool) -> None:
-        """`flags`: hold_gaps, tolerate."""
+    def __init__(self, topic: str, partition: int, target_topic: str | None = None, **flags: Any) -> None:
+        """`flags`: hold_gaps, tolerate, terms."""
         self.topic, self.partition, self.target_topic = topic, partition, target_topic or topic
         self.flags = flags
         self.renew()
@@ -67,6 +68,7 @@ class Settings:
     lane_bytes_max: int = 1 << 20
     fetch_bytes_max: int = 1 << 30  # room for every lane in one request
     produce_bytes_max: int = 1 << 20
+    committed: bool = False
 
 
 class Rig:
@@ -75,7 +77,7 @@ class Rig:
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
         self.pool = Pool(self.settings.credit_bytes)
-        self.source = Source(self.pool, self.settings.lane_bytes_max)
+        self.source = Source(self.pool, self.settings.lane_bytes_max, self.settings.committed)
         self.stream = FetchStream(self.source, b"rig", self.settings.fetch_bytes_max)
         self.target = Target(b"rig", self.settings.produce_bytes_max, 30_000)
         self.source_side = Duplex(self.pool)
@@ -96,9 +98,7 @@ class Rig:
 
     # ---- lanes ----
 
-    def lane(
-        self, topic: str = "orders", partition: int = 0, target_topic: str | None = None, **flags: bool
-    ) -> LaneRig:
+    def lane(self, topic: str = "orders", partition: int = 0, target_topic: str | None = None, **flags: Any) -> LaneRig:
         """A lane that stands still."""
         lane = LaneRig(topic, partition, target_topic, **flags)
         self.lanes.append(lane)
@@ -132,6 +132,7 @@ class Rig:
         request = fetch.parse_request(self.source_side.sent())
         assert (request.version, request.correlation_id) == (version, self.fetch_id)
         assert (request.client_id, request.wait_ms) == ("rig", 500)
+        assert request.committed == self.settings.committed
         return request
 
     def response(self, *answers: tuple[LaneRig, Fetched]) -> bytes:

@@ -103,13 +103,17 @@ def stored(batch: Batch) -> bytes:
 class ScriptedLog:
     """As much of a Cluster as reading one partition's log takes. `failures` are error codes, or exceptions.
 
-    `start` and `end` are the log's offsets; without them they are those of the batches.
+    `start` and `end` are the log's offsets; without them they are those of the batches. `aborted` are transactions
+    (producer id, first offset, offset of the marker), `stable` is the last stable offset; those who read uncommitted
+    are told of neither.
     """
 
     alias: str
     batches: list[Batch] = field(default_factory=list)
     start: int | None = None
     end: int | None = None
+    stable: int | None = None
+    aborted: list[tuple[int, int, int]] = field(default_factory=list)
     failures: list[int | Exception] = field(default_factory=list)
     topics: dict[str, TopicMetadata] = field(default_factory=dict)
     refreshed: int = 0
@@ -142,7 +146,22 @@ class ScriptedLog:
             row = {"partition_index": 0, "error_code": 0, "offset": offset}
             return {"topics": [{"name": "orders", "partitions": [row]}]}
         assert api is FETCH
-        return self._fetch(asked["fetch_offset"], asked["partition_max_bytes"])
+        answer = self._fetch(asked["fetch_offset"], asked["partition_max_bytes"])
+        if not body["isolation_level"]:
+            return answer
+        return self._committed(answer, asked["fetch_offset"])
+
+    def _committed(self, answer: dict[str, Any], offset: int) -> dict[str, Any]:
+        """The same for a reader of committed records: up to the last stable offset, with the aborted transactions."""
+        row = answer["responses"][0]["partitions"][0]
+        stable = row["high_watermark"] if self.stable is None else self.stable
+        row["last_stable_offset"] = stable
+        if offset >= stable or any(offset < batch.next_offset > stable for batch in self.batches):
+            rest = [batch for batch in self.batches if offset < batch.next_offset <= stable]
+            row["records"] = b"".join(map(stored, rest))[: len(row["records"])]
+        found = [(pid, first) for pid, first, marker in self.aborted if marker >= offset and first < stable]
+        row["aborted_transactions"] = [{"producer_id": pid, "first_offset": first} for pid, first in found] or None
+        return answer
 
     def _fetch(self, offset: int, bytes_max: int) -> dict[str, Any]:
         self.fetches += 1
@@ -155,4 +174,5 @@ class ScriptedLog:
         records = b"".join(rest)[: max(bytes_max, len(rest[0]))] if rest and not code else b""
         self.most_bytes = max(self.most_bytes, len(records))
         row = {"partition_index": 0, "error_code": code, "records": records, "log_start_offset": self.log_start}
-        return {"error_code": 0, "responses": [{"partitions": [row | {"high_watermark": self.log_end}]}]}
+        row |= {"high_watermark": self.log_end, "last_stable_offset": -1, "aborted_transactions": None}
+        return {"error_code": 0, "responses": [{"partitions": [row]}]}

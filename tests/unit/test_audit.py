@@ -8,6 +8,7 @@ import pytest
 
 from replicator.data import audit, log_reader
 from replicator.data.audit import Auditor, Recent
+from replicator.data.rules import Rules
 from tests.oracle.scripted_log import ScriptedLog, batch_of, recs
 
 LANES = ["first", "second", "third"]
@@ -106,6 +107,25 @@ def test_a_segment_that_has_moved_since_is_not_reported() -> None:
 
     stage.auditor._recent = recent
     stage.run(10)
+    assert stage.reported == []
+
+
+def test_what_a_link_changes_is_not_reported() -> None:
+    stage = Stage()
+    source, _ = stage.logs["first"]
+    untagged = [each._replace(headers=()) for each in recs(300)]
+    source.batches = [batch_of(untagged[at : at + 10], at) for at in range(0, 300, 10)]
+    stage.run(20)
+    assert {lane for lane, _ in stage.reported} == {"first"}
+    stage.reported.clear()
+    plain = stage.recent
+
+    def recent(lane: str) -> Recent | None:
+        found = plain(lane)
+        return found and found._replace(rules=Rules(changed=("headers",)))
+
+    stage.auditor._recent = recent
+    stage.run(20)
     assert stage.reported == []
 
 

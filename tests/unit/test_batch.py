@@ -9,9 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from replicator._core import VERDICTS, BatchHeader, open_batch, readdress
+from replicator._core import VERDICTS, BatchHeader, Terms, open_batch, readdress
 from replicator.data.states import Checkpoint
 from tests.oracle.batch import (
+    ANY,
     CONTROL,
     CRC_STARTS_AT,
     DELETE_HORIZON,
@@ -100,28 +101,31 @@ def test_offsets_beyond_the_data_hold_no_batch():
 # ---- judging ----
 
 
-def judged(data: bytes, wanted: int) -> str:
+def judged(data: bytes, wanted: int, terms: Terms = ANY) -> str:
     """The verdict on one batch, as a lane that wants `wanted` shows it."""
     with Rig() as rig:
-        lane = rig.start(rig.lane(), Checkpoint(wanted, 0, 0))
+        lane = rig.start(rig.lane(terms=terms), Checkpoint(wanted, 0, 0))
         rig.ask()
         events = rig.feed(rig.response((lane, Fetched(0, data))))
         if events:
             (event,) = events
-            assert event.kind == "cannot_take"
             assert event.lane is lane.native
             assert lane.checkpoint == Checkpoint(wanted, 0, 0)
-            assert lane.native.queued == 0
+            assert (lane.native.queued, lane.native.raw_count) == (0, event.kind == "rebuild_ahead")
+            if event.kind == "rebuild_ahead":
+                assert lane[lane.native.raw(0).why] == 1
+                return lane.native.raw(0).why
+            assert event.kind == "cannot_take"
             return VERDICTS[event.code]
         if lane["skipped_batches"]:
-            assert lane.native.queued == 0
+            assert lane.native.queued == lane.native.raw_count == 0
             return "skipped"
         return "pass" if lane.native.queued else "left out"
 
 
-def expected(batch: Batch, wanted: int) -> str:
-    found = verdict(batch, wanted)
-    if found in ("refuse_malformed", "rebuild_magic"):
+def expected(batch: Batch, wanted: int, terms: Terms = ANY) -> str:
+    found = verdict(batch, wanted, terms)
+    if found in ("refuse_malformed", "refuse_magic"):
         return found
     if batch.next_offset <= wanted:
         return "left out"
@@ -130,14 +134,14 @@ def expected(batch: Batch, wanted: int) -> str:
 
 ONE_OF_EACH = {
     "pass": Batch(base_offset=10, count=3),
+    "pass ": Batch(base_offset=10, attributes=TRANSACTIONAL | 4),
     "skip_control": Batch(base_offset=10, attributes=CONTROL | TRANSACTIONAL),
     "skip_empty": Batch(base_offset=10, count=0, last_offset_delta=4, records=b""),
     "rebuild_holes": Batch(base_offset=10, count=2, last_offset_delta=4),
-    "rebuild_transactional": Batch(base_offset=10, attributes=TRANSACTIONAL),
     "rebuild_append_time": Batch(base_offset=10, attributes=LOG_APPEND_TIME | 1),
     "rebuild_delete_horizon": Batch(base_offset=10, attributes=DELETE_HORIZON),
     "rebuild_head": Batch(base_offset=8, count=3),
-    "refuse_codec": Batch(base_offset=10, attributes=5),
+    "divert_codec": Batch(base_offset=10, attributes=5),
     "refuse_malformed": Batch(base_offset=10, count=5, last_offset_delta=3),
 }
 
@@ -145,13 +149,14 @@ ONE_OF_EACH = {
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_every_verdict_on_a_whole_batch(name):
     batch = ONE_OF_EACH[name]
+    name = name.strip()
     assert verdict(batch, 10) == name
     assert judged(batch.encode(), 10) == ("skipped" if name.startswith("skip") else name)
 
 
 @pytest.mark.parametrize("magic", [0, 1])
 def test_old_message_formats_are_told_apart(magic):
-    assert judged(old_message(10, magic), 10) == "rebuild_magic"
+    assert judged(old_message(10, magic), 10) == "refuse_magic"
 
 
 def test_what_cannot_be_a_batch_is_malformed():
@@ -167,6 +172,37 @@ def test_what_cannot_be_a_batch_is_malformed():
 @example(batch=Batch(count=-(2**31), last_offset_delta=2**31 - 1), wanted=0)
 def test_any_header_is_judged_as_the_model_judges_it(batch, wanted):
     assert judged(batch.encode(), wanted) == expected(batch, wanted)
+
+
+TERMS = st.builds(
+    Terms,
+    timestamp_max=st.sampled_from([0, 0, 500]),
+    batch_bytes_max=st.sampled_from([0, 0, 70]),
+    codec=st.integers(-1, 4),
+    opens=st.booleans(),
+    stamped=st.booleans(),
+)
+
+
+@EXAMPLES
+@given(
+    batch=any_batches(
+        base_offset=st.integers(0, 20),
+        attributes=st.integers(0, 5) | st.integers(0, 15),
+        max_timestamp=st.integers(499, 501),
+        count=st.just(3),
+        last_offset_delta=st.sampled_from([2, 2, 2, 3]),
+    ),
+    wanted=st.integers(0, 20),
+    terms=TERMS,
+)
+@example(batch=Batch(records=b"123456789"), wanted=0, terms=Terms(batch_bytes_max=70))
+@example(batch=Batch(records=b"1234567890"), wanted=0, terms=Terms(batch_bytes_max=70))
+@example(batch=Batch(max_timestamp=500), wanted=0, terms=Terms(timestamp_max=500))
+@example(batch=Batch(max_timestamp=501), wanted=0, terms=Terms(timestamp_max=500))
+@example(batch=Batch(attributes=LOG_APPEND_TIME), wanted=0, terms=Terms(stamped=True))
+def test_what_the_target_takes_is_asked_of_a_batch_as_well(batch, wanted, terms):
+    assert judged(batch.encode(), wanted, terms) == expected(batch, wanted, terms)
 
 
 # ---- re-addressing ----

@@ -219,8 +219,8 @@ def test_states_of_all_lanes_are_the_states_of_each(rows: Rows) -> None:
     ]
     for index, (state, version, position, fetch, high, stop) in enumerate(cases):
         row = rows.array[index]
-        row["state"], row["version"], row["fetch_offset"], row["high_watermark"] = state, version, fetch, high
-        row["stop_offset"] = stop
+        row["state"], row["version"], row["fetch_offset"], row["last_stable_offset"] = state, version, fetch, high
+        row["stop_offset"], row["high_watermark"] = stop, high + 5
         row["checkpoints"]["position"][version & 1] = position
         row["checkpoints"]["position"][1 - (version & 1)] = -77
     states = figures.lane_states(rows, range(len(cases)))

@@ -125,3 +125,13 @@ def test_options(options: list[VerifyOptions]) -> None:
 def test_options_that_cannot_be_meant(words: list[str], options: list[VerifyOptions]) -> None:
     assert CliRunner().invoke(main, ["verify", "link.yaml", *words]).exit_code == 2
     assert options == []
+
+
+def test_what_was_left_out_or_edited_is_said() -> None:
+    found = whole(lane(Outcome.EQUAL, "edited", passed_over=3, edited=4), lane(Outcome.EQUAL, "edited", edited=1))
+    notes = found.headline().split("; ")[1:]
+    assert notes == [
+        "3 rightly not copied: aborted, filtered, or dead letters",
+        "5 compared without what the link changes of them",
+    ]
+    assert (found.as_json()["passed_over"], found.as_json()["edited"]) == (3, 5)

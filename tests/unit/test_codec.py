@@ -56,6 +56,7 @@ WITNESSES = {
     "LeaveGroup": (consumer.LeaveGroupRequest, consumer.LeaveGroupResponse),
     "OffsetFetch": (consumer.OffsetFetchRequest, consumer.OffsetFetchResponse),
     "OffsetCommit": (consumer.OffsetCommitRequest, consumer.OffsetCommitResponse),
+    "DescribeConfigs": (admin.DescribeConfigsRequest, admin.DescribeConfigsResponse),
 }
 
 MESSAGES = pytest.mark.parametrize(

@@ -11,11 +11,23 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from replicator.config import load as load_module
+from replicator.config.edits import (
+    Base64,
+    Between,
+    Edit,
+    HeaderIs,
+    HeaderMatch,
+    HeaderRename,
+    HeaderValue,
+    KeyIs,
+    Where,
+)
+from replicator.config.fields import KIB, MIB
 from replicator.config.load import from_data, load, parse, parse_bootstrap, parse_size
 from replicator.config.models import (
-    KIB,
-    MIB,
+    Batches,
     Config,
+    DeadLetterTopic,
     Groups,
     Limits,
     Link,
@@ -25,6 +37,7 @@ from replicator.config.models import (
     Rename,
     StartAt,
     Topics,
+    Transform,
     default_workers,
 )
 from replicator.config.schema import json_schema
@@ -58,12 +71,30 @@ links:
     policies:
       - {topics: ["payments-.*"], source_gap: stop, target_lost: stop}
       - {source_truncated: continue, foreign_writes: tolerate}
+      - {record_faults: skip, retry_timeout_ms: 60000, retry_delay_max_ms: 5000, foreign_writes: fence}
     groups:
       include: ["billing", "app-.*"]
       exclude: []
       rename: "us.{group}"
       sync_interval_ms: 1000
     mm2_topics: {checkpoints: true, heartbeats: true, offset_syncs: target, separator: "-", interval_ms: 2000}
+    isolation: read_uncommitted
+    edits:
+      - {drop: tombstones}
+      - {topics: ["payments-.*"], set_header: {name: region, value: null}}
+    transforms:
+      - {name: thin, topics: ["orders"], options: {each: 7, more: [null, 1.5]}}
+    provenance: true
+    loops: prevent
+    batches:
+      - {topics: ["orders"], codec: zstd, merge: always, linger_ms: 5}
+    dead_letters:
+      topic: lost
+      on: source
+      partitions: 3
+      replication_factor: 2
+      context_headers: false
+      log: reasons
   - {source: no, target: us, rename: {template: "{topic}.mirror"}, start: latest, replication_factor: broker}
 workers: 2
 limits:
@@ -107,11 +138,20 @@ def test_everything() -> None:
             20_000,
             "consumer",
             (
-                Policy(("payments-.*",), source_gap="stop", target_lost="stop"),
+                Policy(("payments-.*",), source_gap="stop", target_lost="stop", foreign_writes="tolerate"),
                 Policy(source_truncated="continue", foreign_writes="tolerate"),
+                Policy(record_faults="skip", retry_timeout_ms=60_000, retry_delay_max_ms=5000, foreign_writes="fence"),
+                Policy(foreign_writes="tolerate"),
             ),
             Groups(("billing", "app-.*"), (), "us.{group}", 1000),
             Mm2Topics(True, True, "target", "-", 2000),
+            "read_uncommitted",
+            (Edit(drop="tombstones"), Edit(("payments-.*",), set_header=HeaderValue("region", None))),
+            True,
+            "prevent",
+            (Batches(("orders",), "zstd", "always", 5),),
+            DeadLetterTopic("lost", "source", 3, 2, False, "reasons"),
+            transforms=(Transform("thin", ("orders",), {"each": 7, "more": [None, 1.5]}),),
         ),
         Link("no", "us", "no-us", Topics(), Rename(template="{topic}.mirror"), "latest", "broker", 30_000),
     )
@@ -161,6 +201,9 @@ def test_selection(topics: Topics, selected: list[str], left_out: list[str]) -> 
         (Rename(prefix="us."), "us.orders"),
         (Rename(template="{topic}.mirror"), "orders.mirror"),
         (Rename(template="a-{topic}-b"), "a-orders-b"),
+        (Rename(regex="ord(.*)", replacement=r"\1-of"), "ers-of"),
+        (Rename(regex="ord", replacement="x"), "orders"),  # the whole name, or nothing
+        (Rename(regex="o|or|ord.*", replacement="x"), "xrders"),  # as Kafka Connect: what is found first
     ],
 )
 def test_target_topic(rename: Rename | None, target: str) -> None:
@@ -370,11 +413,11 @@ BAD_LINKS = [
         "target: eu\n    start: {timestamp: 1969-12-31T23:59:59Z}",
         "8:12: a timestamp before 1970",
     ),
-    ("target: eu", "target: eu\n    rename: {}", "8:13: give either prefix or template"),
+    ("target: eu", "target: eu\n    rename: {}", "8:13: give one of prefix, template, and regex with replacement"),
     (
         "target: eu",
         'target: eu\n    rename: {prefix: a, template: "{topic}b"}',
-        "8:13: give either prefix or template",
+        "8:13: give one of prefix, template, and regex with replacement",
     ),
     (
         "target: eu",
@@ -475,8 +518,22 @@ def test_files_that_are_none(tmp_path: Path, content: bytes | None, answer: str)
 def test_the_first_policy_that_names_a_topic_counts() -> None:
     first = parse(EVERYTHING).links[0]
     assert [first.policy(topic).source_gap for topic in ("payments-eu", "orders")] == ["stop", "continue"]
-    assert first.policy("payments-eu").foreign_writes == "fence"
     assert Link("us", "eu").policy("orders") == Policy()
+
+
+def test_others_may_write_to_the_target_where_loops_are_prevented_unless_a_policy_says_no() -> None:
+    def tolerated(**link: object) -> list[str]:
+        clusters = {alias: {"bootstrap.servers": f"{alias}:9092"} for alias in ("us", "eu")}
+        made = from_data({"clusters": clusters, "links": [{"source": "us", "target": "eu", **link}]}).links[0]
+        return [made.policy(topic).foreign_writes for topic in ("a", "b", "c")]
+
+    policies = [{"topics": ["a"], "foreign_writes": "fence"}, {"topics": ["b"], "source_gap": "stop"}]
+    assert tolerated() == ["fence"] * 3
+    assert tolerated(policies=policies) == ["fence"] * 3
+    assert tolerated(loops="prevent") == ["tolerate"] * 3
+    assert tolerated(loops="prevent", policies=policies) == ["fence", "tolerate", "tolerate"]
+    connect = {"errors.tolerance": "all"}
+    assert tolerated(loops="prevent", policies=policies, connect=connect) == ["fence", "tolerate", "tolerate"]
 
 
 def test_groups_are_selected_and_renamed() -> None:
@@ -489,8 +546,9 @@ def test_groups_are_selected_and_renamed() -> None:
 
 def test_the_schema_lists_exactly_the_options() -> None:
     documented = {name: set(part["properties"]) for name, part in json_schema()["$defs"].items()}
-    models = [LinkFile, Link, Topics, Rename, StartAt, Limits, Policy, Groups, Mm2Topics]
-    assert documented == {model.__name__: set(model.__struct_fields__) for model in models}
+    models = [LinkFile, Link, Topics, Rename, StartAt, Limits, Policy, Groups, Mm2Topics, Batches, DeadLetterTopic]
+    models += [Transform, Edit, Where, KeyIs, HeaderIs, Between, Base64, HeaderValue, HeaderMatch, HeaderRename]
+    assert documented == {model.__name__: set(model.__struct_encode_fields__) for model in models}
 
 
 def test_every_option_is_described_and_nothing_else_is_allowed() -> None:

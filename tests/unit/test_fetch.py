@@ -2,6 +2,7 @@
 
 import struct
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from tests.oracle import fetch
 from tests.oracle.batch import CONTROL, Batch, old_message
 from tests.oracle.fetch import Fetched, FetchedTopic, diverging_epoch
 from tests.oracle.lane import LaneModel
+from tests.oracle.produce import ProduceRequest
 from tests.oracle.rig import PRODUCER, LaneRig, Rig, Settings, joined, topic_id
 from tests.oracle.strategies import logs
 
@@ -22,7 +24,7 @@ PLACES = [("orders", 0), ("orders", 3), ("payments", 0), ("payments", 1)]
 CORRELATION_ID = 101  # of a rig's first request
 
 
-def rig_of(version: int, **limits: int) -> Rig:
+def rig_of(version: int, **limits: Any) -> Rig:
     return Rig(Settings(fetch_version=version, **limits))
 
 
@@ -150,6 +152,7 @@ class Outcome:
     counters: list[str] = field(default_factory=list)
     states: list[tuple[bool, int, int]] = field(default_factory=list)
     sent: list[tuple[str, int, bytes]] = field(default_factory=list)
+    raw: list[tuple[tuple[str, int], str, int, bytes]] = field(default_factory=list)
     reserved: int = 0
 
 
@@ -173,12 +176,21 @@ def outcome_of(version: int, frame: bytes, cuts: list[int]) -> Outcome:
         outcome.events = told(rig, rig.stream.take_events())
         outcome.counters = [repr(lane.rows[0].tolist()) for lane in rig.lanes]
         outcome.states = [(lane.native.running, lane.native.queued, lane["version"]) for lane in rig.lanes]
-        while request := rig.gather():
+        while request := rig.gather() or leave_out(rig, outcome):
             outcome.sent += request.batches
             rig.acknowledge(request)
         rig.stream.abort()
         outcome.reserved = rig.pool.used_bytes
     return outcome
+
+
+def leave_out(rig: Rig, outcome: Outcome) -> ProduceRequest | None:
+    """Notes the oldest raw batch of each lane, and makes nothing of it. What can be sent then."""
+    for lane in rig.lanes:
+        while batch := lane.native.raw(0):
+            outcome.raw.append((lane.place, batch.why, batch.from_offset, bytes(batch)))
+            assert lane.native.replace([]) == "pass"
+    return rig.gather()
 
 
 def fetched_topics(version: int, topics: list[FetchedTopic], **options: object) -> bytes:
@@ -200,7 +212,7 @@ def busy_response(version: int) -> bytes:
     )
     orders = topic(
         "orders",
-        Fetched(3, joined([Batch(0, 2), Batch(2, 2, attributes=0x10), Batch(4, 1)]), tags=[(9, b"??")]),
+        Fetched(3, joined([Batch(0, 2), Batch(2, 2, attributes=0x40), Batch(4, 1)]), tags=[(9, b"??")]),
         Fetched(0, None, tags=[(3, b""), diverging_epoch(4, 77), (8, b"later")]),
         Fetched(55, joined([Batch(0, 1)]), aborted=[]),
     )
@@ -213,8 +225,9 @@ def test_a_response_cut_at_every_byte_gives_the_same(version):
     frame = busy_response(version)
     whole = outcome_of(version, frame, [])
     kinds = {kind for _, kind, *_ in whole.events}
-    assert kinds == ({"fetch_error", "cannot_take", "diverged"} if version >= 12 else {"fetch_error", "cannot_take"})
-    assert [(name, partition) for name, partition, _ in whole.sent] == [("orders", 3), ("payments", 1)]
+    assert kinds == {"fetch_error", "rebuild_ahead"} | ({"diverged"} if version >= 12 else set())
+    assert [(name, partition) for name, partition, _ in whole.sent] == [("orders", 3), ("payments", 1), ("orders", 3)]
+    assert [(place, why) for place, why, *_ in whole.raw] == [(("orders", 3), "rebuild_delete_horizon")]
     assert (whole.malformed, whole.reserved) == (False, 0)
     places = range(1, len(frame) + 4)
     assert outcome_of(version, frame, list(places)) == whole
@@ -372,13 +385,16 @@ def test_batches_become_what_the_model_makes_of_them(version, log, cut):
 
 
 @VERSIONS
-def test_watermarks_are_noted(version):
-    with rig_of(version) as rig:
+@pytest.mark.parametrize("committed", [False, True])
+def test_watermarks_are_noted(version, committed):
+    """Where what is not committed counts as well, all is stable up to the high watermark."""
+    with rig_of(version, committed=committed) as rig:
         lane = rig.running()
         rig.ask()
         fetched = Fetched(0, high_watermark=77, last_stable_offset=70, log_start_offset=2)
         rig.feed(rig.response((lane, fetched)))
-        assert (lane["high_watermark"], lane["last_stable_offset"], lane["log_start_offset"]) == (77, 70, 2)
+        stable = 70 if committed else 77
+        assert (lane["high_watermark"], lane["last_stable_offset"], lane["log_start_offset"]) == (77, stable, 2)
 
 
 @VERSIONS
@@ -475,10 +491,10 @@ def test_what_cannot_be_taken_blocks_its_lane_only():
     with Rig() as rig:
         lane, other = rig.running("orders", 0), rig.running("orders", 1)
         rig.ask()
-        holes = Batch(2, 2, last_offset_delta=5)
-        blocked = Fetched(0, joined([Batch(0, 2), holes, Batch(8, 1)]))
+        damaged = Batch(2, 7, last_offset_delta=5)
+        blocked = Fetched(0, joined([Batch(0, 2), damaged, Batch(8, 1)]))
         (event,) = rig.feed(rig.response((lane, blocked), (other, Fetched(1, joined([Batch(0, 3)])))))
-        assert (event.lane, VERDICTS[event.code], event.first) == (lane.native, "rebuild_holes", 2)
+        assert (event.lane, VERDICTS[event.code], event.first) == (lane.native, "refuse_malformed", 2)
         assert (lane.native.queued, other.native.queued) == (1, 1)
         assert rig.ask().asked == [(topic_id("orders"), 1)]
 
@@ -500,7 +516,7 @@ def test_an_old_message_beyond_the_stop_offset_may_hold_offsets_below_it():
         lane = rig.start(rig.lane(), stop=10)
         rig.ask()
         (event,) = rig.feed(rig.response((lane, Fetched(0, old_message(12, 1)))))
-        assert VERDICTS[event.code] == "rebuild_magic"
+        assert VERDICTS[event.code] == "refuse_magic"
         assert lane.checkpoint.position == 0
 
 

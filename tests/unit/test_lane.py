@@ -1,6 +1,7 @@
 """A lane's life: placed, filled, sent, settled, halted, placed again; step by step beside the slow model."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,16 +9,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from replicator._core import COUNTERS_SIZE, VERDICTS, Lane
+from replicator._core import COUNTERS_SIZE, VERDICTS, Lane, Scratch, Terms
 from replicator.data.reasons import WHY
 from replicator.data.states import Checkpoint, row_dtype
 from tests.oracle.batch import CONTROL, TRANSACTIONAL, Batch
-from tests.oracle.fetch import Fetched
+from tests.oracle.fetch import Fetched, is_void
 from tests.oracle.lane import LaneModel
 from tests.oracle.lane import joined as one_by_one
+from tests.oracle.opened import make, make_one, opened
 from tests.oracle.produce import Produced
-from tests.oracle.rig import PRODUCER, Rig, joined, topic_id
-from tests.oracle.strategies import logs
+from tests.oracle.records import Record
+from tests.oracle.rig import PRODUCER, Rig, Settings, joined, topic_id
+from tests.oracle.strategies import PLAIN, RAW, TRANSACTIONS, logs
 
 
 def marker(offset: int) -> Batch:
@@ -47,7 +50,7 @@ def test_a_wrong_row_or_name_is_refused():
 
 
 def test_verdicts_that_stop_a_lane_all_have_words():
-    assert set(VERDICTS) - set(WHY) == {"pass", "skip_control", "skip_empty", "no_room"}
+    assert set(WHY) | {"refuse_producer"} == {verdict for verdict in VERDICTS if verdict.startswith("refuse")}
 
 
 # ---- what moves the position ----
@@ -231,21 +234,35 @@ def test_a_lane_may_change_both_its_brokers():
 
 # ---- everything at once, beside the model ----
 
+SELDOM = st.sampled_from([False] * 7 + [True])
+FOUND = [name for name in VERDICTS if not name.startswith("refuse") and name != "no_room"]
+
 
 class LaneBesideModel(RuleBasedStateMachine):
-    """Any order of fetching, sending, answering, halting and resuming; the lane and the model never differ."""
+    """Any order of fetching, opening, merging, sending, answering, halting and resuming; the lane and the model never
+    differ."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.rig = Rig()
         self.requests = []
         self.told = []  # cursors of the lane, and what the model has for one
         self.dropped = ()
+        self.scratch = Scratch()
 
-    @initialize(hold_gaps=st.booleans(), tolerate=st.booleans())
-    def begin(self, hold_gaps: bool, tolerate: bool) -> None:
-        self.lane = self.rig.lane(hold_gaps=hold_gaps, tolerate=tolerate)
-        self.model = LaneModel(PRODUCER, hold_gaps, tolerate)
+    @initialize(
+        hold_gaps=st.booleans(),
+        tolerate=st.booleans(),
+        committed=st.booleans(),
+        terms=st.builds(
+            Terms, opens=st.booleans(), codec=st.sampled_from([-1, -1, 0]), merge_bytes=st.sampled_from([0, 900])
+        ),
+        kinds=st.sampled_from([PLAIN, PLAIN * 3 + RAW, PLAIN + RAW + TRANSACTIONS, ("data",), ("packed",)]),
+    )
+    def begin(self, hold_gaps: bool, tolerate: bool, committed: bool, terms: Terms, kinds: tuple[str, ...]) -> None:
+        self.rig = Rig(Settings(committed=committed))
+        self.lane = self.rig.lane(hold_gaps=hold_gaps, tolerate=tolerate, terms=terms)
+        self.model = LaneModel(PRODUCER, hold_gaps, tolerate, terms)
+        self.kinds = kinds
 
     def teardown(self) -> None:
         self.lane.native.halt()
@@ -260,8 +277,8 @@ class LaneBesideModel(RuleBasedStateMachine):
         place=st.builds(
             Checkpoint, st.integers(0, 9), st.integers(0, 9), st.integers(2**31 - 9, 2**31 - 1), st.integers(-1, 9)
         ),
-        skip=st.sampled_from([0, 0, 0, 1, 3]),
-        stop=st.sampled_from([2**63 - 1, 2**63 - 1, 8, 15]),
+        skip=st.sampled_from([0] * 6 + [1, 3]),
+        stop=st.sampled_from([2**63 - 1] * 6 + [8, 15]),
         offsets=st.dictionaries(st.integers(0, 8), st.integers(0, 8), max_size=4),
     )
     def resume(self, place: Checkpoint, skip: int, stop: int, offsets: dict[int, int]) -> None:
@@ -273,7 +290,7 @@ class LaneBesideModel(RuleBasedStateMachine):
         self.dropped = ()
 
     @precondition(lambda self: self.model.running and self.model.fetch_offset < self.model.stop_offset)
-    @rule(data=st.data(), behind=st.integers(0, 5))
+    @rule(data=st.data(), behind=st.sampled_from([0, 0, 0, 1, 2, 5]))
     def fetch(self, data: st.DataObject, behind: int) -> None:
         request = self.rig.ask()
         assert (request is None) == self.model.blocked
@@ -282,13 +299,60 @@ class LaneBesideModel(RuleBasedStateMachine):
         asked = request.topics[0][1][0]
         assert asked.fetch_offset == self.model.fetch_offset
         assert asked.last_fetched_epoch == self.model.last_fetched_epoch
-        log = data.draw(logs(start=max(0, self.model.fetch_offset - behind)))
-        cuts = data.draw(st.lists(st.integers(1, 400), max_size=4))
-        events = self.rig.feed(self.rig.response((self.lane, Fetched(0, joined(log)))), cuts)
-        expected = self.model.take_in(log)
+        start = max(0, self.model.fetch_offset - behind)
+        log = data.draw(logs(start, size_max=9, kinds=self.kinds, sound=True))
+        cuts = data.draw(st.lists(st.integers(1, 900), max_size=4))
+        aborted = data.draw(st.lists(st.tuples(st.integers(1, 2), st.integers(start, start + 9)), max_size=3))
+        fetched = Fetched(0, joined(log), aborted=aborted)
+        events = self.rig.feed(self.rig.response((self.lane, fetched)), cuts)
+        expected = self.model.take_in(log, [is_void(log, nth, aborted) for nth in range(len(log))])
         assert [
-            ("gap_ahead" if event.kind == "gap_ahead" else VERDICTS[event.code], event.first) for event in events
+            (VERDICTS[event.code] if event.kind == "cannot_take" else event.kind, event.first) for event in events
         ] == expected
+
+    @precondition(lambda self: self.model.raw)
+    @rule(data=st.data())
+    def open_a_raw_batch(self, data: st.DataObject) -> None:
+        native, raw = self.lane.native, self.model.raw[0]
+        batch = native.raw(0)
+        assert bytes(batch) == raw.batch.encode()
+        parts: list[list[Record]] = []
+        whole = None
+        if raw.why != "divert_codec":
+            whole = opened(batch)
+            kept = [record for record in whole.records if record.offset >= batch.from_offset]
+            kept = data.draw(st.sampled_from([kept, kept, kept[1:], kept[:-1], kept[::2], []]))
+            parts = data.draw(divided(kept))
+        if raw.why in ("rebuild_codec", "rebuild_open") and data.draw(st.booleans()):
+            found, expected = native.pass_raw(), self.model.pass_raw()
+        else:
+            codec = data.draw(st.sampled_from([0, 0, 4]))
+            makings = make(self.rig.pool, self.scratch, whole, parts, codec) if whole else []
+            found = native.replace([making.made for making in makings])
+            expected = self.model.replace([(making.batch, making.runs) for making in makings])
+        assert found == expected
+        if found != "pass":
+            assert found == "refuse_tail"
+            self.lane.native.halt()
+            self.model.halt()
+        assert native.announces() == bool(self.model.announcements())
+
+    @precondition(lambda self: self.model.merge_told)
+    @rule(data=st.data(), answer=st.sampled_from(["join", "join", "join", "later", "never"]))
+    def answer_whether_to_merge(self, data: st.DataObject, answer: str) -> None:
+        native = self.lane.native
+        codec = self.model.queue[0].codec
+        batches = native.mergeable()
+        assert len(batches) == self.model.mergeable(codec)
+        assert [bytes(batch) for batch in batches] == [held.batch.encode() for held in self.model.queue[: len(batches)]]
+        if answer == "join":
+            n = data.draw(st.integers(2, len(batches)))
+            making = make_one(self.rig.pool, self.scratch, batches[:n], codec)
+            native.join(n, making.made)
+            self.model.join(n, making.batch)
+        else:
+            native.decline_merge(answer == "never")
+            self.model.decline_merge(answer == "never")
 
     @rule(limit=st.sampled_from([1, 2, 4096]))
     def ask_what_is_ahead(self, limit: int) -> None:
@@ -312,35 +376,76 @@ class LaneBesideModel(RuleBasedStateMachine):
     @rule()
     def send(self) -> None:
         expected, request = self.model.send(), self.rig.gather()
-        assert (request is None) == (expected is None)
-        if request is not None and expected is not None:
+        told = [event.kind for event in self.rig.target.take_events()]
+        assert told == ([expected] if isinstance(expected, str) else [])
+        assert (request is None) == (not isinstance(expected, Batch))
+        if request is not None and isinstance(expected, Batch):
             assert request.batches == [("orders", 0, expected.encode())]
             self.requests.append(request)
 
     @precondition(lambda self: self.requests)
-    @rule(error=st.sampled_from([0, 0, 0, 0, 0, 45, 7]), drift=st.sampled_from([0, 0, 0, 0, 0, 1, -1]))
+    @rule(error=st.sampled_from([0] * 20 + [45, 7]), drift=st.sampled_from([0] * 20 + [1, -1]))
     def answer(self, error: int, drift: int) -> None:
         offset = self.model.place.target_next + drift
         events = self.rig.settle(self.requests.pop(0), Produced("orders", 0, offset, error))
         expected = self.model.answer(offset, error)
         assert [event.kind for event in events] == ([expected] if expected else [])
 
-    @rule()
-    def halt(self) -> None:
-        self.lane.native.halt()
-        self.model.halt()
+    @precondition(lambda self: self.model.running)
+    @rule(really=SELDOM)
+    def halt(self, really: bool) -> None:
+        if really:
+            self.lane.native.halt()
+            self.model.halt()
 
-    @rule()
-    def lose_the_connection(self) -> None:
+    @precondition(lambda self: self.model.in_flight)
+    @rule(really=SELDOM)
+    def lose_the_connection(self, really: bool) -> None:
+        if not really:
+            return
         self.rig.target.abandon()
         self.requests.clear()
         kinds = [event.kind for event in self.rig.target.take_events()]
         assert kinds == (["answer_lost"] if self.model.connection_lost() else [])
 
+    @rule(data=st.data(), steps=st.lists(st.sampled_from(["fetch", "send", "send", "answer", "owner"]), min_size=4))
+    def work(self, data: st.DataObject, steps: list[str]) -> None:
+        """For a while without a fault, so that faults meet lanes that are in the middle of something."""
+        model = self.model
+        if not model.running and not model.in_flight:
+            self.resume(model.place, 0, 2**63 - 1, {})
+        for step in steps:
+            if step == "fetch" and model.running and not model.blocked and model.fetch_offset < model.stop_offset:
+                self.fetch(data, 0)
+            if step == "send":
+                self.send()
+            if step == "answer" and self.requests:
+                self.answer(0, 0)
+            if step == "owner":
+                self.look_after_it(data)
+            self.they_agree()
+
+    def look_after_it(self, data: st.DataObject) -> None:
+        if self.model.raw:
+            self.open_a_raw_batch(data)
+        if self.model.merge_told:
+            self.answer_whether_to_merge(data, "join")
+        if self.model.announced:
+            self.ask_what_is_ahead(4096)
+            cursor, *told = self.told.pop()
+            assert self.lane.native.permit(cursor) == self.model.permit(*told)
+
     @invariant()
     def they_agree(self) -> None:
         native, model = self.lane.native, self.model
         assert (native.running, native.queued, native.in_flight) == (model.running, model.queued, model.in_flight)
+        raw = [native.raw(nth) for nth in range(native.raw_count)]
+        assert [(batch.why, batch.from_offset) for batch in raw] == [
+            (held.why, held.source_offset) for held in model.raw
+        ]
+        assert native.raw(len(raw)) is None
+        assert self.lane["queued_bytes"] == sum(held.size for held in model.lost_faith + model.held)
+        assert {name: self.lane[name] for name in FOUND} == {name: model.found[name] for name in FOUND}
         if self.lane["version"]:
             assert self.lane.checkpoint == model.place
         assert self.dropped + native.segments() == one_by_one(model.map)
@@ -349,5 +454,15 @@ class LaneBesideModel(RuleBasedStateMachine):
             assert native.skip_records == model.skip_records
 
 
+@st.composite
+def divided(draw: st.DrawFn, records: list[Record]) -> list[list[Record]]:
+    """In one part or more, none of them empty."""
+    if not records:
+        return []
+    cuts = draw(st.lists(st.integers(0, len(records)), max_size=2))
+    places = sorted({0, *cuts, len(records)})
+    return [records[start:end] for start, end in pairwise(places)]
+
+
 TestLaneBesideModel = LaneBesideModel.TestCase
-TestLaneBesideModel.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestLaneBesideModel.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)

@@ -1,48 +1,24 @@
 """Where a lane goes on, for everything that its target's tail may say: logs are lists of batches."""
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from replicator._core import open_batch
 from replicator.config.models import Policy
-from replicator.data import placement
+from replicator.data import log_reader, matching, placement
 from replicator.data.placement import LaneStopped, Mark, Place, Placement
 from replicator.data.states import Checkpoint
 from replicator.data.transitions import Trigger
-from replicator.errors import ClusterError, Where
-from replicator.kafka.log import START, LogSlice, LogTail
+from replicator.kafka.log import LogTail
 from tests.oracle.batch import CONTROL, LOG_APPEND_TIME, Batch
+from tests.oracle.listed_log import Log, use_lists
 
 OURS = (4242, 1)
 LZ4 = 3
 DEFAULTS = Policy()
-
-
-@dataclass
-class Log:
-    """A partition whose leader is a list."""
-
-    batches: list[Batch] = field(default_factory=list)
-    start: int = 0
-    alias: str = "eu"
-
-    @property
-    def where(self) -> Where:
-        return Where(self.alias, "orders", 0)
-
-    __hash__ = object.__hash__
-
-    @property
-    def end(self) -> int:
-        return self.batches[-1].next_offset if self.batches else self.start
-
-    def slice(self, offset: int) -> bytes:
-        if not self.start <= offset <= self.end:
-            raise ClusterError(1, where=self.where)
-        return b"".join(batch.encode() for batch in self.batches if batch.next_offset > offset)
 
 
 def source(*counts: int, first: int = 0) -> Log:
@@ -71,20 +47,7 @@ def copied(origin: Log, upto: int = 1 << 60, first_sequence: int = 0) -> Log:
 
 @pytest.fixture(autouse=True)
 def lists_for_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fetch_slice(log: Any, offset: int, bytes_max: int) -> LogSlice:
-        return LogSlice(log.slice(offset), log.start, log.end)
-
-    async def find_offset(log: Any, timestamp: int) -> int:
-        return int(log.start if timestamp == START else log.end)
-
-    async def read_tail(log: Any) -> LogTail:
-        if log.end <= log.start:
-            return LogTail(log.end, None)
-        records = log.batches[-1].encode()
-        return LogTail(log.end, open_batch(records), records)
-
-    for function in (fetch_slice, find_offset, read_tail):
-        monkeypatch.setattr(placement, function.__name__, function)
+    use_lists(monkeypatch, placement, matching, log_reader)
     monkeypatch.setattr(placement, "STILL_S", 0)
 
 

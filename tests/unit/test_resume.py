@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replicator.data.resume import BEYOND_MAX, resume_point, still_ahead
+from replicator.data.resume import BEYOND_MAX, conflicts, resume_point, still_ahead
 from replicator.data.states import Checkpoint
 from tests.oracle import resume as slow
 from tests.oracle.lane import SEQUENCES, joined
@@ -95,6 +95,24 @@ def test_intents_stay_until_the_checkpoint_has_passed_them():
     assert still_ahead(wrapping, [(1, SEQUENCES - 2), (9, 3)], [(5, SEQUENCES - 1)]) == ((5, SEQUENCES - 1), (9, 3))
 
 
+def test_intents_for_one_sequence_are_a_conflict_once_its_record_has_landed():
+    ahead = [(200, 55), (201, 55), (200, 55), (300, 57), (400, 60), (401, 60), (90, 49), (91, 49)]
+    assert conflicts(AT, ahead, 60) == {55: (200, 201)}
+    assert conflicts(AT, ahead, 61) == {55: (200, 201), 60: (400, 401)}
+    assert conflicts(AT, ahead, 55) == conflicts(AT, ahead, 50) == conflicts(AT, ahead, 49) == {}
+    wrapping = AT._replace(sequence=SEQUENCES - 1)
+    assert conflicts(wrapping, [(7, 0), (8, 0)], 1) == {0: (7, 8)}
+
+
+def test_many_runs_of_one_source_batch():
+    """As a filter leaves them; the target ends in the middle of it."""
+    ahead = [(100 + 2 * n, 50 + n) for n in range(5_000)]
+    found, segments = resume_point(AT, MAP, ahead, 50 + 3_000)
+    assert found == Checkpoint(100 + 2 * 2_999 + 1, 4_000, 3_050)
+    assert segments == ((90, 990, 11), *((100 + 2 * n, 1_000 + n, 1) for n in range(1, 3_000)))
+    assert len(still_ahead(found, ahead, ())) == 2_000
+
+
 # ---- record by record ----
 
 FIRST_SEQUENCES = st.sampled_from([0, 7, SEQUENCES - 1, SEQUENCES - 4])
@@ -130,6 +148,9 @@ def test_it_is_what_walking_record_by_record_finds(runs, passed, first, near, la
         expected = None
     if landed == 0:
         expected = checkpoint, joined(offsets)
+    elif slow.conflicts(checkpoint, ahead, next_sequence, records_max=100):
+        assert expected is None
+    assert conflicts(checkpoint, ahead, next_sequence) == slow.conflicts(checkpoint, ahead, next_sequence, 100)
     try:
         found = resume_point(checkpoint, joined(offsets), ahead, next_sequence)
     except ValueError:

@@ -80,7 +80,9 @@ def test_a_frame_that_must_be_read_is_read_even_over_budget_and_not_kept_then():
 def test_outstanding_responses_are_reserved_and_hold_others_back():
     with Rig(Settings(credit_bytes=250_000, fetch_bytes_max=100_000, lane_bytes_max=100_000)) as rig:
         for partition in range(4):
-            rig.lane("orders", partition).rows["high_watermark"] = 1_000  # so much to fetch that each fills a response
+            rig.lane("orders", partition).rows["last_stable_offset"] = (
+                1_000  # so much to fetch that each fills a response
+            )
         for lane in rig.lanes:
             rig.start(lane)
         streams = [FetchStream(rig.source, b"rig", 100_000) for _ in range(3)]
@@ -140,7 +142,7 @@ class Parts:
         assert self.target.gather(self.target_side.transport, 8, 1)
         self.target_side.sent()
         self.answer = self.target_side.deliver(produce.encode_response(8, 1, [Produced("orders", 0, 55)]))
-        self.fetch(Batch(2, 1), Batch(3, 1, attributes=0x10), whole=False)
+        self.fetch(Batch(2, 1), Batch(3, 5, last_offset_delta=3), whole=False)
 
     def fetch(self, *batches: Batch, whole: bool = True) -> None:
         assert compose(self.stream, self.source_side)

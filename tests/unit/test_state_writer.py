@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from replicator.config.models import Cluster
 from replicator.errors import ClusterError, ReplicatorError, Unreachable
@@ -35,12 +36,15 @@ class PlayedProducer:
 
     def __init__(self) -> None:
         self.full = False
+        self.refuses = 0
         self.waiting: list[Callable[[Failure | None, None], None]] = []
         self.answers: list[Failure | None] = []
 
     def produce(self, *_record: Any, on_delivery: Callable[[Failure | None, None], None]) -> None:
         if self.full:
             raise BufferError("full")
+        if self.refuses:
+            raise KafkaException(KafkaError(self.refuses))
         self.waiting.append(on_delivery)
 
     def poll(self, _timeout: float) -> None:
@@ -102,6 +106,30 @@ def test_a_queue_that_is_full_fails_at_once() -> None:
     async def work(writer: Writer) -> None:
         writer.made[0].full = True
         assert "full" in str(await error_of(writer.begin()))
+
+    run(work)
+
+
+def test_what_is_refused_before_it_is_sent_says_whose_it_is() -> None:
+    async def work(writer: Writer) -> None:
+        writer.made[0].refuses = KafkaError.MSG_SIZE_TOO_LARGE
+        error = await error_of(writer.begin())
+        assert isinstance(error, ClusterError)
+        assert error.code == 10
+        assert len(writer.made) == 1
+
+    run(work)
+
+
+def test_a_producer_that_takes_nothing_any_more_is_replaced() -> None:
+    """Its fatal error may have come while nothing was outstanding that could have failed."""
+
+    async def work(writer: Writer) -> None:
+        writer.made[0].refuses = KafkaError._FATAL
+        assert isinstance(await error_of(writer.begin()), Unreachable)
+        after = writer.begin()
+        writer.made[1].answers = [None]
+        await after
 
     run(work)
 

@@ -229,6 +229,7 @@ def test_json_holds_everything():
         "since_ms": NOW - 60_000,
         "age_s": 1.5,
         "owner": "host-1",
+        "counts": {},
         "good": False,
     }
     assert (second["lanes"], second["error"], second["good"]) == ([], "away", False)

@@ -13,7 +13,7 @@ FUNCTION_LINES_MAX = 70
 ARGUMENTS_MAX = 6
 
 # Who may import whom: a folder may use those that stand below it, and its own.
-LAYERS = [["cli"], ["control"], ["data", "offsets"], ["state"], ["kafka", "config"], ["_core", "errors"]]
+LAYERS = [["cli"], ["control"], ["data", "offsets"], ["state"], ["kafka", "config"], ["_core", "errors", "transforms"]]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 SIDEWAYS_ALLOWED = {("kafka", "errors"), ("config", "errors")}
 

@@ -1,19 +1,16 @@
-"""Opened batches: what producers pack comes out, whatever the codec; what nobody packs is refused in one line."""
+"""Opened batches: the records that producers put in come out; what nobody puts in is refused in one line."""
 
 import contextlib
-import gzip
-import struct
 import warnings
 
-import cramjam
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from replicator._core import open_batch
-from replicator.data import unpack as unpack_module
+from replicator.data.codecs import UnpackError, decode
 from replicator.data.log_reader import StoredBatch
-from replicator.data.unpack import UnpackError, split_records, unpack
+from replicator.data.unpack import split_headers, split_records
 from tests.oracle.scripted_log import BASE_TIMESTAMP, GZIP, LZ4, NONE, SNAPPY, ZSTD, Rec, encode_record, pack, recs
 
 with warnings.catch_warnings():
@@ -43,7 +40,7 @@ def section_of(records: list[Rec], deltas: list[int] | None = None) -> bytes:
 
 @given(any_records, st.sampled_from(CODECS))
 def test_what_is_packed_comes_out(records: list[Rec], codec: int) -> None:
-    found = split_records(unpack(memoryview(pack(section_of(records), codec)), codec), len(records))
+    found = split_records(bytes(decode(codec, pack(section_of(records), codec))), len(records))
     assert [(each.key, each.value, BASE_TIMESTAMP + each.timestamp_delta) for each in found] == [
         (record.key, record.value, record.timestamp) for record in records
     ]
@@ -70,43 +67,6 @@ def test_what_another_client_packs_comes_out(codec: int) -> None:
     assert headers == [bytes(split_records(encode_record(record, 0, 0), 1)[0].headers) for record in wanted]
 
 
-def test_snappy_without_its_frame() -> None:
-    assert unpack(memoryview(bytes(cramjam.snappy.compress_raw(b"x" * 1000))), SNAPPY) == b"x" * 1000
-
-
-@pytest.mark.parametrize("codec", [GZIP, SNAPPY, LZ4, ZSTD])
-def test_what_unpacks_to_too_much_is_refused(codec: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpack_module, "UNPACKED_BYTES_MAX", 1 << 20)
-    packed = {
-        GZIP: gzip.compress(bytes(1 << 21)),
-        SNAPPY: bytes(cramjam.snappy.compress_raw(bytes(1 << 21))),
-        LZ4: bytes(cramjam.lz4.compress(bytes(1 << 21))),
-        ZSTD: bytes(cramjam.zstd.compress(bytes(1 << 21))),
-    }[codec]
-    assert len(packed) < 1 << 17
-    with pytest.raises(UnpackError, match="more than 1 MiB when it is unpacked"):
-        unpack(memoryview(packed), codec)
-    assert len(unpack(memoryview(pack(bytes(1 << 20), codec)), codec)) == 1 << 20
-
-
-@pytest.mark.parametrize("codec", [GZIP, SNAPPY, LZ4, ZSTD])
-def test_what_is_cut_or_no_such_codec_is_refused(codec: int) -> None:
-    whole = pack(section_of(recs(20)), codec)
-    for end in (0, 5, len(whole) // 2, len(whole) - 1):
-        if codec == SNAPPY and end == 0:
-            continue  # nothing is nothing: the records are then found missing
-        with pytest.raises(UnpackError):
-            split_records(unpack(memoryview(whole[:end]), codec), 20)
-    with pytest.raises(UnpackError, match="codec 6 is no codec"):
-        unpack(memoryview(whole), 6)
-
-
-def test_a_snappy_block_that_claims_too_much() -> None:
-    framed = b"\x82SNAPPY\0" + struct.pack(">iii", 1, 1, 1000) + b"short"
-    with pytest.raises(UnpackError, match="a block of 1000 bytes where 5 are left"):
-        unpack(memoryview(framed), SNAPPY)
-
-
 @given(any_records, st.data())
 def test_no_bytes_do_any_harm(records: list[Rec], data: st.DataObject) -> None:
     section = bytearray(section_of(records))
@@ -114,6 +74,35 @@ def test_no_bytes_do_any_harm(records: list[Rec], data: st.DataObject) -> None:
         section[data.draw(st.integers(0, len(section) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(UnpackError):
         assert len(split_records(bytes(section), len(records))) == len(records)
+
+
+@given(any_records)
+def test_headers_come_out(records: list[Rec]) -> None:
+    for record in records:
+        (found,) = split_records(encode_record(record, 0, BASE_TIMESTAMP), 1)
+        assert split_headers(found.headers) == [(name.encode(), value) for name, value in record.headers]
+
+
+@given(st.binary(max_size=12))
+def test_no_headers_do_any_harm(encoded: bytes) -> None:
+    with contextlib.suppress(UnpackError):
+        assert len(split_headers(encoded)) <= len(encoded) // 2
+
+
+@pytest.mark.parametrize(
+    ("encoded", "what"),
+    [
+        (b"", "header 0 ends too early"),
+        (b"\x02\x02a", "header 0 ends too early"),
+        (b"\x02\x01\x01", "header 0 has no name"),
+        (b"\x02\x7ea", "claims 63 bytes, 1 are left"),
+        (b"\x00\x00", "1 bytes are left behind 0 headers"),
+        (b"\x01", "left behind -1 headers"),
+    ],
+)
+def test_what_is_wrong_with_headers(encoded: bytes, what: str) -> None:
+    with pytest.raises(UnpackError, match=what):
+        split_headers(encoded)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,9 @@ def test_a_record_in_a_hole_of_the_source() -> None:
     verdict = check(source, target, SEGMENTS)
     assert (verdict.outcome, verdict.records) == (Outcome.DIFFERENT, 10)
     assert verdict.reason == "source offset 110: a record that the offset map leaves out"
-    source.batches[1] = batch_of(recs(1, 500), 110, attributes=TRANSACTIONAL)
+    source.batches[1] = batch_of(recs(1, 500), 110, attributes=TRANSACTIONAL, producer_id=THEIRS)
+    assert check(source, target, SEGMENTS).outcome is Outcome.DIFFERENT
+    source.aborted = [(THEIRS, 110, 121)]
     assert counts(check(source, target, SEGMENTS)) == (30, 0, 0, 3, 1)
 
 
