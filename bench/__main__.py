@@ -1,5 +1,6 @@
 """`python -m bench compare` and `python -m bench latency`: ours and the rivals on the same brokers; see README.md."""
 
+import json
 import signal
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from bench import charts, machine, micro, tables, worker
+from bench import charts, codecs, machine, merge, micro, poison, rebuild, tables, transforms, worker
 from bench import compare as throughput
 from bench import latency as delay
 from bench.clusters import pair
@@ -137,9 +138,18 @@ def latency(peers: list[Peer], rate: float, seconds: float, runs: int, **where: 
 @click.option("--runs", type=click.IntRange(1, 100), default=5, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=FOLDER)
 def micro_command(runs: int, out: Path) -> None:
-    """Time the native core alone, in memory. Needs a C compiler."""
-    found = {"rows": micro.run(runs, _tell)}
+    """Time the native core and the codecs alone, in memory. Needs a C compiler."""
+    found = {"rows": [*micro.run(runs, _tell), *codecs.run(runs, _tell)]}
     _tell(str(ResultFiles(out, "micro", machine.facts()).write(found, {}, [])))
+
+
+@main.command("transforms")
+@click.option("--runs", type=click.IntRange(1, 100), default=5, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=FOLDER)
+def transforms_command(runs: int, out: Path) -> None:
+    """Weigh plug-ins in Python against native recipes that do the same, in memory."""
+    found = {"rows": transforms.run(runs, _tell)}
+    _tell(str(ResultFiles(out, "transforms", machine.facts()).write(found, {}, [])))
 
 
 @main.command("worker")
@@ -150,6 +160,75 @@ def worker_command(runs: int, gigabytes: float, out: Path) -> None:
     """Weigh a worker between scripted peers against a relay that only copies bytes."""
     found = {"rows": worker.run(runs, gigabytes, _tell)}
     _tell(str(ResultFiles(out, "worker", machine.facts()).write(found, {}, [])))
+
+
+@main.command("merge")
+@click.option("--questions", default=",".join(merge.QUESTIONS), callback=_chosen(merge.QUESTIONS), show_default=True)
+@click.option(
+    "--scale", type=click.FloatRange(0.001, 100), default=1.0, help="1: 1 GB of 1 KB; a fifth of single ones."
+)
+@click.option("--timeout", "timeout_s", type=float, default=300.0, show_default=True, help="Seconds a run may take.")
+@_common
+def merge_command(questions: list[merge.Question], scale: float, timeout_s: float, runs: int, **where: Any) -> None:
+    """Copy small batches with and without merging them, and beside librdkafka, which does the same."""
+    files = ResultFiles(where["out"], where["name"] or "merge", machine.facts())
+    asked = [(question, question.plan(runs, scale, timeout_s), throughput.Seen()) for question in questions]
+    peers = [peer for question in questions for peer in question.peers]
+    with _stage(where["source"], where["target"]) as stage:
+        try:
+            merge.ask(asked, stage, _tell)
+        finally:
+            written = [files.write(merge.findings(asked), stage.pair.settings, peers)]
+    rows = merge.rows(asked)
+    _show(tables.compare_table(rows), rows, [run for _, _, seen in asked for run in seen.runs], written)
+    for ratios in merge.ratios(asked):
+        _tell(json.dumps(ratios))
+
+
+@main.command("poison")
+@click.option("--kinds", default=",".join(poison.REFUSING), show_default=True, help="Of bad records.")
+@click.option("--scale", type=click.FloatRange(0.01, 100), default=1.0, help="1: 400,000 records of 1 KB.")
+@click.option("--timeout", "timeout_s", type=float, default=120.0, show_default=True, help="Seconds a run may take.")
+@_common
+def poison_command(kinds: str, scale: float, timeout_s: float, runs: int, **where: Any) -> None:
+    """Copy records of which the target refuses one in a thousand, and the same without those."""
+    wanted = kinds.split(",")
+    if not set(wanted) <= poison.REFUSING.keys():
+        raise click.BadParameter(f"there are {', '.join(poison.REFUSING)}", param_hint="--kinds")
+    files = ResultFiles(where["out"], where["name"] or "poison", machine.facts())
+    seen: list[poison.Found] = []
+    with _stage(where["source"], where["target"]) as stage:
+        try:
+            poison.ask(stage, poison.Plan(wanted, runs, scale, timeout_s), seen, _tell)
+        finally:
+            written = files.write(poison.findings(seen, runs, scale), stage.pair.settings, [])
+    for row in poison.rows(seen):
+        _tell(json.dumps(row))
+    _tell(str(written))
+
+
+@main.command("rebuild")
+@click.option("--loop/--no-loop", default=True, help="Measure librdkafka's loop on brokers, too.")
+@click.option("--scale", type=click.FloatRange(0.001, 100), default=1.0, help="Of the loop's data; 1: 0.4 GB.")
+@_common
+def rebuild_command(loop: bool, scale: float, runs: int, **where: Any) -> None:
+    """Time the opening of batches beside their codecs alone, and beside librdkafka's loop."""
+    files = ResultFiles(where["out"], where["name"] or "rebuild", machine.facts())
+    found: dict[str, Any] = {"benchmark": "rebuild", "rows": rebuild.run(runs, _tell)}
+    if not loop:
+        _tell(str(files.write(found, {}, [])))
+        return
+    plan, seen = rebuild.loop_plan(runs, scale), throughput.Seen()
+    with _stage(where["source"], where["target"]) as stage:
+        try:
+            throughput.compare(plan, stage, seen, _tell)
+        finally:
+            found |= {"loop": throughput.findings(plan, seen)}
+            found |= {"beside_loop": rebuild.beside_loop(found["rows"], throughput.rows(plan, seen))}
+            written = [files.write(found, stage.pair.settings, plan.peers)]
+    _show(tables.compare_table(throughput.rows(plan, seen)), throughput.rows(plan, seen), seen.runs, written)
+    for row in found["beside_loop"]:
+        _tell(json.dumps(row))
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ class Row:
     source_cpu_s_per_gb: Spread | None
     target_cpu_s_per_gb: Spread | None
     rss_mb: Spread | None
+    target_batch_kb: Spread | None
 
 
 def compare(plan: Plan, stage: Stage, seen: Seen, tell: Tell) -> None:
@@ -144,6 +145,7 @@ def _row(dataset: str, peer: str, runs: list[Figures], startup: Spread | None) -
         source_cpu_s_per_gb=per_gb(lambda run: run.source_cpu_s),
         target_cpu_s_per_gb=per_gb(lambda run: run.target_cpu_s),
         rss_mb=spread(done, lambda run: run.rss_bytes / 1e6),
+        target_batch_kb=spread(done, lambda run: run.target_batch_bytes and run.target_batch_bytes / 1e3),
     )
 
 

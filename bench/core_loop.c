@@ -110,9 +110,15 @@ static void plant_make(plant *p) {
     p->to = target_new();
     p->stream = fetch_stream_new(p->from);
     for (int i = 0; i < LANES; i++) {
-        lane_spec spec = {"topic", "topic", id, i, i, 1000, 0, &p->rows[i], NULL};
+        lane_spec spec = {.source_topic = "topic",
+                          .target_topic = "topic",
+                          .source_topic_id = id,
+                          .source_partition = i,
+                          .target_partition = i,
+                          .producer_id = 1000,
+                          .counters = &p->rows[i]};
         p->lanes[i] = lane_new(&spec);
-        lane_resume(p->lanes[i], (checkpoint){0, 0, 0}, 0, INT64_MAX);
+        lane_resume(p->lanes[i], (checkpoint){0, 0, 0, -1}, 0, INT64_MAX, (segments){0});
         p->rows[i].high_watermark = INT64_MAX;
         target_set(p->lanes[i], p->to);
         source_set(p->lanes[i], p->from, 0);

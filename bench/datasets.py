@@ -24,10 +24,12 @@ class DataSet:
     record_bytes: int
     codec: str
     batch_bytes: int
+    partitions: int = PARTITIONS
 
     def count(self, scale: float) -> int:
         """How many records it has; a multiple of the partitions, and 0 at scale 0."""
-        return round(_BYTES_AT_SCALE_1[self.record_bytes] * scale / self.record_bytes / PARTITIONS) * PARTITIONS
+        each = _BYTES_AT_SCALE_1[self.record_bytes] * scale / self.record_bytes / self.partitions
+        return round(each) * self.partitions
 
 
 DATA_SETS = {
@@ -64,28 +66,30 @@ def fill(bootstrap: str, dataset: DataSet, scale: float) -> Filled:
     """
     topics = Topics(bootstrap)
     count = dataset.count(scale)
-    topic = topics.create(fresh_name(dataset.name))
+    topic = topics.create(fresh_name(dataset.name), dataset.partitions)
     if not count:
         return Filled(dataset, topic, 0, None)
     batch_bytes = _calibrated(bootstrap, dataset, topics)
     _write(bootstrap, topic, dataset, count, batch_bytes)
-    if sum(topics.ends(topic)) != count:
-        raise RuntimeError(f"{topic} holds {sum(topics.ends(topic))} records instead of {count}")
-    return Filled(dataset, topic, count, _inspect(bootstrap, topic))
+    held = sum(topics.ends(topic, dataset.partitions))
+    if held != count:
+        raise RuntimeError(f"{topic} holds {held} records instead of {count}")
+    return Filled(dataset, topic, count, inspect(bootstrap, topic, dataset))
 
 
 def _calibrated(bootstrap: str, dataset: DataSet, topics: Topics) -> int:
-    probe = topics.create(fresh_name("probe"))
-    count = _PROBE_BYTES // dataset.record_bytes // PARTITIONS * PARTITIONS
+    probe = topics.create(fresh_name("probe"), dataset.partitions)
+    count = _PROBE_BYTES // dataset.record_bytes // PARTITIONS * dataset.partitions
     _write(bootstrap, probe, dataset, count, dataset.batch_bytes)
-    seen = _inspect(bootstrap, probe)
+    seen = inspect(bootstrap, probe, dataset)
     topics.delete(probe)
     return round(dataset.batch_bytes**2 / seen.batch_bytes_median) if seen else dataset.batch_bytes
 
 
-def _inspect(bootstrap: str, topic: str) -> stored.Stored | None:
+def inspect(bootstrap: str, topic: str, dataset: DataSet) -> stored.Stored | None:
+    """What the start of a data set's topic, or of its copy, really holds; None if it cannot be read over plain TCP."""
     try:
-        return stored.inspect(bootstrap, topic, PARTITIONS)
+        return stored.inspect(bootstrap, topic, dataset.partitions)
     except OSError:
         return None
 
@@ -113,10 +117,10 @@ def _write(bootstrap: str, topic: str, dataset: DataSet, count: int, batch_bytes
 def _chunks(dataset: DataSet, count: int) -> Iterator[tuple[int, list[records.Record]]]:
     """(partition, records), going round the partitions, each of which gets the same number of records in all."""
     ring = itertools.cycle(records.pool(dataset.record_bytes))
-    left = count // PARTITIONS
+    left = count // dataset.partitions
     while left:
         size = min(left, _CHUNK_BYTES // dataset.record_bytes)
-        for partition in range(PARTITIONS):
+        for partition in range(dataset.partitions):
             yield partition, list(itertools.islice(ring, size))
         left -= size
 

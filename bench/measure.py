@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from bench.datasets import Filled
+from bench.datasets import Filled, inspect
 from bench.job import Job, Run
 from bench.peers import Peer, Stage
 from bench.topics import Topics
@@ -24,6 +24,7 @@ class Figures:
 
     `start_s` is from the start to the first records on the target, `wall_s` to the last; both as seen by asking every
     20 ms. `records_a_second` is between these two, so that neither the start of a process nor of a connector counts.
+    `target_batch_bytes` is the mean size of the batches at the start of the copy, None if there is none.
     """
 
     peer: str
@@ -40,6 +41,7 @@ class Figures:
     source_cpu_s: float | None = None
     target_cpu_s: float | None = None
     rss_bytes: int = 0
+    target_batch_bytes: float | None = None
 
 
 def measure(stage: Stage, peer: Peer, filled: Filled, timeout_s: float) -> Figures:
@@ -49,13 +51,16 @@ def measure(stage: Stage, peer: Peer, filled: Filled, timeout_s: float) -> Figur
     """
     pair = stage.pair
     targets = Topics(pair.target.bootstrap)
-    goal = Topics(pair.source.bootstrap).ends(filled.topic)
-    targets.create(filled.topic)
+    goal = Topics(pair.source.bootstrap).ends(filled.topic, filled.dataset.partitions)
+    targets.create(filled.topic, filled.dataset.partitions)
     job = Job(pair.source.bootstrap, pair.target.bootstrap, filled.topic, filled.dataset.codec)
     busy = wait_until_idle()
     figures = Figures(peer.name, filled.dataset.name, 0, filled.records, filled.record_bytes, busy)
     try:
         _run(stage, peer, _Watch(targets, job, goal, timeout_s, figures))
+        if filled.records and not figures.failure:
+            copied = inspect(pair.target.bootstrap, filled.topic, filled.dataset)
+            figures.target_batch_bytes = round(copied.batch_bytes_mean, 1) if copied else None
     finally:
         targets.delete(filled.topic)
     return figures
@@ -86,7 +91,7 @@ class _Watch:
         """Return when all records are on the target, or with a `failure` in the figures."""
         first: tuple[float, int] | None = None
         while True:
-            now, ends = time.monotonic(), self._targets.ends(self.job.topic)
+            now, ends = time.monotonic(), self._targets.ends(self.job.topic, len(self._goal))
             if first is None and any(ends):
                 first = (now, sum(ends))
                 self.figures.start_s = now - self.started
@@ -100,7 +105,7 @@ class _Watch:
 
     def check(self) -> None:
         """Fail the run when the target holds more than the source: then records were written twice."""
-        extra = sum(self._targets.ends(self.job.topic)) - sum(self._goal)
+        extra = sum(self._targets.ends(self.job.topic, len(self._goal))) - sum(self._goal)
         if extra > 0 and not self.figures.failure:
             self.figures.failure = f"{extra} records too many on the target"
 

@@ -76,17 +76,31 @@ def _ours(stage: Stage, job: Job) -> Program:
     return stage.program(*replicator, "copy", *ends, "--topics", re.escape(job.topic), "--no-verify")
 
 
+def link_service(stage: Stage, job: Job, options: Mapping[str, Any]) -> Service:
+    """A link with these options that runs until it is stopped, and keeps its checkpoints on the target."""
+    file = _link_file(stage.folder, job, options)
+    return stage.service(sys.executable, "-m", "replicator.cli.main", "run", str(file))
+
+
 def _durable(name: str, checkpoint_interval_ms: int) -> Peer:
     """A link that keeps its checkpoints on the target; each run is a link of its own."""
     options = {"checkpoint_interval_ms": checkpoint_interval_ms}
 
     def start(stage: Stage, job: Job) -> Program:
-        names = {"name": f"bench-{uuid.uuid4().hex[:8]}"}
-        file = _link_file(stage.folder, job, options | names)
-        return stage.service(sys.executable, "-m", "replicator.cli.main", "run", str(file))
+        return link_service(stage, job, options | {"name": f"bench-{uuid.uuid4().hex[:8]}"})
 
     what = f"this replicator as a service, a checkpoint every {checkpoint_interval_ms / 1000:g} s"
     return Peer(name, what, {"throughput": "replicator run", **options}, start)
+
+
+def _linked(name: str, what: str, **options: Any) -> Peer:
+    """A copy of what there is by a link with these options."""
+
+    def start(stage: Stage, job: Job) -> Program:
+        command = ["replicator.cli.main", "run"] if job.follow else ["bench.linked"]
+        return stage.program(sys.executable, "-m", *command, str(_link_file(stage.folder, job, options)))
+
+    return Peer(name, what, {"throughput": "as replicator copy --no-verify", "link": options}, start)
 
 
 def _link_file(folder: Path, job: Job, options: Mapping[str, Any]) -> Path:
@@ -145,6 +159,13 @@ PEERS = {
         ),
         _durable("ours-checkpoints-1s", 1_000),
         _durable("ours-checkpoints-60s", 60_000),
+        _linked("ours-merging", "this replicator, all defaults; started as those with options are"),
+        _linked("ours-not-merging", "this replicator without merging", batches=[{"merge": "off"}]),
+        _linked(
+            "ours-header",
+            "this replicator, adding a header to each record",
+            edits=[{"add_header": {"name": "origin", "value": "us-east-1"}}],
+        ),
         _mm2("mm2-default", "MirrorMaker 2 in a warm Connect worker, defaults", mm2.DEFAULTS),
         _mm2("mm2-tuned", "MirrorMaker 2 in a warm Connect worker, tuned for throughput", mm2.TUNED),
         _librdkafka_c("librdkafka-c", 20),

@@ -31,12 +31,12 @@ class Topics:
         # Kept for as long as futures of it may be around: the client must outlive them.
         self._admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
 
-    def create(self, name: str, partitions: int = PARTITIONS) -> str:
+    def create(self, name: str, partitions: int = PARTITIONS, config: Mapping[str, str] | None = None) -> str:
         """Create a topic that keeps records of any age, and return its name. Waits out its own deletion.
 
         Raises KafkaException when the cluster refuses.
         """
-        new = NewTopic(name, partitions, _BROKER_DEFAULT, config={"retention.ms": "-1"})
+        new = NewTopic(name, partitions, _BROKER_DEFAULT, config={"retention.ms": "-1", **(config or {})})
         deadline = time.monotonic() + _TIMEOUT_S
         while not self._created(new):
             if time.monotonic() > deadline:
