@@ -397,12 +397,11 @@ static bool append_part(merging *m, const merge_part *part, bool is_first) {
     packed_records from = {part->bytes, part->bytes + BATCH_HEADER_SIZE, part->size - BATCH_HEADER_SIZE, 0, -1};
     record_walk w;
     record r;
-    int64_t shift, delta;
+    int64_t delta;
     record_walk_open(&w, &from);
-    if (__builtin_sub_overflow(w.base_timestamp, m->base_timestamp, &shift)) return false;
     while (record_walk_next(&w, &r)) {
         if (m->count == INT32_MAX) return false;
-        if (__builtin_add_overflow(r.timestamp_delta, shift, &delta)) return false;
+        if (__builtin_sub_overflow(r.timestamp, m->base_timestamp, &delta)) return false;
         if (!is_first && !append_record(m, &r, delta)) return false;
         if (r.timestamp > m->max_timestamp) m->max_timestamp = r.timestamp;
         m->count++;

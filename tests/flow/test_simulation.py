@@ -538,12 +538,20 @@ def simulate(examples: int, steps: int, **options: bool) -> Counter[str]:
             **options,
         ),
     )
-    return Simulation.seen
+    return Counter(Simulation.seen)
+
+
+def missing(seen: Counter[str]) -> list[str]:
+    return [what for what in MUST_HAVE_HAPPENED if not seen[what]]
 
 
 def test_every_record_arrives_once_and_in_order_whatever_fails():
     seen = simulate(examples=70, steps=100, derandomize=True)
-    assert not [what for what in MUST_HAVE_HAPPENED if not seen[what]], seen
+    for _ in range(5):  # some of it is rare, and what hypothesis tries depends on the modules that are loaded
+        if not missing(seen):
+            break
+        seen += simulate(examples=70, steps=100)
+    assert not missing(seen), seen
 
 
 @pytest.mark.soak

@@ -233,6 +233,30 @@ def test_records_before_the_position_are_not_shown() -> None:
         assert set(seen) == {2, 3, 4}
 
 
+def test_batches_that_become_one_go_through_it_one_by_one() -> None:
+    seen: list[list[int]] = []
+
+    def thin(columns: Columns) -> Selection:
+        seen.append(columns.offsets.tolist())
+        if 4 in columns.offsets:
+            raise ValueError
+        keep = (columns.offsets % 3 != 0).tolist()
+        return Selection(keep, {n: SOUND for n in range(len(columns))})
+
+    with Rig() as rig:
+        lane = rig.start(rig.lane(terms=Terms(opens=True)))
+        rig.fetch(lane, batch_of(recs(3), 0), batch_of(recs(3, 3), 3))
+        first, second = lane.native.raw(0), lane.native.raw(1)
+        assert first
+        assert second
+        refusals = Refusals(LANE, TargetTopic())
+        result = Opener(rig.pool).open(first, refusals, following=[second], stage=stage(thin))
+        assert ([one.count for one in result.made or ()], result.batches, result.filtered) == ([3], 2, 2)
+        (one,) = result.left_out
+        assert (one.source_offset, one.key) == (4, b"key 4")
+        assert seen == [[0, 1, 2], [3, 4, 5], [3], [4], [5]]
+
+
 # ---- what is no answer ----
 
 SOUND = Replacement(b"k", b"v")
