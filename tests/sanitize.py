@@ -86,7 +86,7 @@ def run_native_tests(folder: Path) -> str:
     built = build(folder)
     runtime = subprocess.check_output(["gcc", "-print-file-name=libasan.so"], text=True).strip()
     return run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS],
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *TESTS],
         built,
         1_200,
         LD_PRELOAD=runtime,

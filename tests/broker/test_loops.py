@@ -221,6 +221,7 @@ def kill_worker(link: RunningLink) -> None:
     eventually(lambda: link.worker_pids() not in ([pid], []), "another worker")
 
 
+@pytest.mark.soak
 def test_killed_on_both_sides(both: Circle) -> None:
     with both.running() as links:
         with Traffic(both.sites[0]), Traffic(both.sites[1]):

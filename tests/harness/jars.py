@@ -5,6 +5,7 @@ One folder a version; a folder that exists is complete, because it is filled und
 renamed.
 """
 
+import fcntl
 import functools
 import os
 import re
@@ -30,20 +31,18 @@ class KafkaUnavailable(Exception):
 def jars(version: str) -> Path:
     """Return the folder of Kafka `version` and all it needs, resolved by Maven when it is not cached.
 
-    Concurrent callers may both resolve; the first to finish wins and the others use its folder.
+    One process resolves at a time: Maven's own repository is not made for several.
     Raises KafkaUnavailable when Maven is missing or cannot resolve the version.
     """
     folder = cache_root() / version
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{version}-", dir=folder.parent) as scratch:
-        resolved = _resolve(version, Path(scratch))
-        try:
-            resolved.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
+    with open(folder.parent / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(prefix=f".{version}-", dir=folder.parent) as scratch:
+                _resolve(version, Path(scratch)).rename(folder)
     return folder
 
 

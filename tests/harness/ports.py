@@ -1,5 +1,6 @@
 """Local ports that stay free until their server binds them, and while a killed server is away."""
 
+import os
 import random
 import socket
 
@@ -8,7 +9,9 @@ LOOPBACK = "127.0.0.1"
 # Below the ephemeral range of Linux (32768 and up) and macOS (49152 and up). A port from the ephemeral range
 # can be given to some outgoing connection while its broker is down, and a client that keeps dialling a closed
 # ephemeral port may even end up connected to itself.
-_CANDIDATES = range(20_000, 32_000)
+# Test processes that run side by side (pytest-xdist) have every second port each, or every third.
+_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_CANDIDATES = range(20_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]), 32_000, _PROCESSES)
 _TRIES_MAX = 200
 
 # A server binds its port seconds after it was chosen. Until then the kernel would offer the same one again.
