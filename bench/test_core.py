@@ -1,4 +1,4 @@
-"""The native core as Python sees it, beside what a Python program would use instead: `pytest bench --benchmark-only -n 0`.
+"""The native core as Python sees it, beside what a program would use instead: `pytest bench --benchmark-only -n 0`.
 
 Each group is a question, each test in it a competitor; the slow ones are given the same work, not less.
 """
