@@ -176,6 +176,7 @@ static verdict seal(lane *l) {
     b->number = l->next_number++;
     b->behind_gap = lane_first_run(b).source_offset != l->run_end;
     l->gap_waits |= lane_has_gap(b);
+    l->ripe |= l->bytes >= l->merge_bytes; /* for good: merged, they will have fewer bytes */
     l->run_end = records_end(b);
     l->next_sequence = sequence_after(l->next_sequence, b->count);
     target_offer(l);
@@ -426,7 +427,7 @@ void lane_drop_segments(lane *l, uint32_t n) {
     source_offer(l);
 }
 
-static bool waits_for_company(const lane *l) { return l->lingers && !l->ripe && l->bytes < l->merge_bytes; }
+static bool waits_for_company(const lane *l) { return l->lingers && !l->ripe; }
 
 bool lane_may_send(const lane *l) {
     if (!l->running || !lane_queued(l) || (!l->steady && lane_in_flight(l)) || waits_for_company(l)) return false;
