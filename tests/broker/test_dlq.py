@@ -435,7 +435,7 @@ def test_a_link_back_can_tell_where_a_replayed_record_is_from(scene: Scene) -> N
     """Once the link has run: its record has the source's cluster id."""
     state = state_topic(scene.name)
     create_topic(scene.target, state, 2)
-    record = LinkRecord(1, 0, 2, source_cluster_id="US")
+    record = LinkRecord(1, 0, 2, source_cluster_id="US", target_cluster_id="EU")
     witness.produce(scene.target.bootstrap, state, [NewRecord(0, encode(LinkKey(scene.name)), encode(record))])
     scene.send(letter(1))
     assert scene.dlq("replay")[:2] == (0, "1 replayed\n")

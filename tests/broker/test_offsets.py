@@ -121,7 +121,7 @@ Readers = Callable[[Cluster, str], StateReader]
 
 def test_what_stands_there_and_what_comes(either_kafka: KafkaCluster, topic_name: str, readers: Readers) -> None:
     state = State(either_kafka, topic_name)
-    link = LinkRecord(producer_id=1, producer_epoch=0, shards=4)
+    link = LinkRecord(1, 0, 4, source_cluster_id="source", target_cluster_id="target")
     state.write(LinkKey(topic_name), link)
     state.write(GroupKey("billing"), GroupRecord("billing", "synced"))
     state.write(b'{"another":"kind"}', b"of another program")

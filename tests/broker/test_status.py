@@ -179,7 +179,7 @@ def write_state(cluster: KafkaCluster, link: str, lanes: Mapping[LaneKey, LaneRe
     """As the owners of the lanes do: a link's record, and some old ones of each lane before that which counts."""
     for topic in (state_topic(link), offsets_topic(link)):
         witness.create_topic(cluster.bootstrap, topic, SHARDS, {"cleanup.policy": "compact"})
-    records = [NewRecord(0, encode(LinkKey(link)), encode(LinkRecord(7, 0, SHARDS)))]
+    records = [NewRecord(0, encode(LinkKey(link)), encode(LinkRecord(7, 0, SHARDS, "source", "target")))]
     for key, last in lanes.items():
         for record in (lane(1, state="starting"), lane(2), last):
             records.append(NewRecord(shard_of(key.topic, key.partition, SHARDS), encode(key), encode(record)))

@@ -110,7 +110,7 @@ def test_transactions_without_a_head_or_without_an_end(
 def test_an_open_transaction_at_restart(pair: Pair, java4: JavaWitness, topic_name: str, end: End) -> None:
     """The link waits in front of it, is ended there, comes back, waits, and goes on when it is over."""
     with TransactionLog(pair.source, topic_name, java4, seed=5, partitions=PARTITIONS) as log:
-        write_interleaved(log, steps=60)
+        write_interleaved(log, steps=100)
         hanging = leave_open(log)
         copied = Copied(pair, topic_name, partitions=PARTITIONS)
         config = carry(pair, topic_name, PARTITIONS)
@@ -133,7 +133,7 @@ def test_an_open_transaction_at_restart(pair: Pair, java4: JavaWitness, topic_na
 
 def test_an_open_transaction_is_no_hindrance_to_who_reads_all(pair: Pair, java4: JavaWitness, topic_name: str) -> None:
     with TransactionLog(pair.source, topic_name, java4, seed=6, partitions=PARTITIONS) as log:
-        write_interleaved(log, steps=60)
+        write_interleaved(log, steps=100)
         hanging = leave_open(log)
         config = carry(pair, topic_name, PARTITIONS, isolation="read_uncommitted")
         copied = Copied(pair, topic_name, isolation="read_uncommitted", partitions=PARTITIONS)
@@ -146,7 +146,7 @@ def test_an_open_transaction_is_no_hindrance_to_who_reads_all(pair: Pair, java4:
 
 def test_copy_ends_in_front_of_an_open_transaction(pair: Pair, java4: JavaWitness, topic_name: str) -> None:
     with TransactionLog(pair.source, topic_name, java4, seed=7, partitions=PARTITIONS) as log:
-        write_interleaved(log, steps=60)
+        write_interleaved(log, steps=100)
         leave_open(log)
         with RunningLink(carrying(pair, topic_name), stop="now") as link:
             wait_until_carried(link, visible_ends(pair.source, topic_name, PARTITIONS))

@@ -135,7 +135,7 @@ class Scene:
         if not partition_count(self.pair.target, state_topic(self.link)):
             for topic in (state_topic(self.link), offsets_topic(self.link)):
                 create_topic(self.pair.target, topic, 1, {"cleanup.policy": "compact"})
-        rows = {encode(LinkKey(self.link)): encode(LinkRecord(producer_id, 0, 1))}
+        rows = {encode(LinkKey(self.link)): encode(LinkRecord(producer_id, 0, 1, "source", "target"))}
         for partition, each in segments.items():
             record = LaneRecord(
                 1, self._topic_id(self.pair.source), self.topic, self._topic_id(self.pair.target),

@@ -7,6 +7,7 @@ in a rack; the folders go away with the cluster. One JVM a node, some 250 MB res
 
 import atexit
 import base64
+import os
 import shutil
 import signal
 import subprocess
@@ -192,7 +193,9 @@ class KafkaCluster:
 
     def pause(self, node: int = 1) -> None:
         """Freeze a node (SIGSTOP): its connections stay open and nobody answers."""
-        self._nodes[node].require_running().send_signal(signal.SIGSTOP)
+        process = self._nodes[node].require_running()
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)  # its threads do not all stop at once
 
     def resume(self, node: int = 1) -> None:
         """Let a paused node go on (SIGCONT)."""
