@@ -166,6 +166,9 @@ class FaultProxy:
             return
         listening.set_result(None)
         await self._ended.wait()
+        await self._listen(False)
+        await asyncio.sleep(0.05)  # what was accepted just now begins, or nobody would close it
+        await self._cut_all()
 
     async def _listen(self, on: bool) -> None:
         if on and self._server is None:
