@@ -414,6 +414,7 @@ static bool append_part(merging *m, const merge_part *part, bool is_first) {
 
 static uint32_t seal(uint8_t *out, const merging *m) {
     uint32_t size = (uint32_t)(m->at - out);
+    store_u64(out + BATCH_BASE_OFFSET, 0);
     store_u32(out + BATCH_LENGTH, size - BATCH_LEADER_EPOCH);
     store_u32(out + BATCH_LAST_OFFSET_DELTA, (uint32_t)m->count - 1);
     store_u64(out + BATCH_MAX_TIMESTAMP, (uint64_t)m->max_timestamp);

@@ -200,7 +200,14 @@ def merge(parts: Sequence[bytes]) -> bytes | None:
         section += batch.records if part is parts[0] else b"".join(encoded)
         count += len(records)
     merged = replace(
-        first, records=section, count=count, last_offset_delta=None, length=None, max_timestamp=max(times), crc=0
+        first,
+        base_offset=0,
+        records=section,
+        count=count,
+        last_offset_delta=None,
+        length=None,
+        max_timestamp=max(times),
+        crc=0,
     ).encode()
     return merged[:17] + struct.pack(">I", crc32c(merged[CRC_STARTS_AT:])) + merged[CRC_STARTS_AT:]
 
