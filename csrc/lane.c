@@ -192,15 +192,15 @@ static verdict take(lane *l, uint8_t *p, const batch *b, slab *home, verdict why
     if (!grow(l, 1)) return NO_ROOM;
     int64_t wanted = l->counters->fetch_offset;
     *lane_at(l, l->tail++) = (lane_batch){.bytes = p,
-                                     .home = slab_ref(home),
-                                     .source_offset = b->base_offset < wanted ? wanted : b->base_offset,
-                                     .source_next = b->base_offset + b->last_offset_delta + 1,
-                                     .max_timestamp = b->max_timestamp,
-                                     .size = b->size,
-                                     .count = (uint32_t)b->count,
-                                     .run_count = 1,
-                                     .leader_epoch = b->leader_epoch,
-                                     .why = why};
+                                          .home = slab_ref(home),
+                                          .source_offset = b->base_offset < wanted ? wanted : b->base_offset,
+                                          .source_next = b->base_offset + b->last_offset_delta + 1,
+                                          .max_timestamp = b->max_timestamp,
+                                          .size = b->size,
+                                          .count = (uint32_t)b->count,
+                                          .run_count = 1,
+                                          .leader_epoch = b->leader_epoch,
+                                          .why = why};
     l->bytes += b->size;
     l->counters->queued_bytes = l->bytes;
     if (why != PASS || lane_raw_count(l) > 1) return PASS;
@@ -478,11 +478,13 @@ void lane_forget(lane *l) {
 
 /* ---- settling ---- */
 
-void lane_note_refused(lane *l, uint32_t records_max) {
+uint32_t lane_note_refused(lane *l, uint32_t records_max) {
     const lane_batch *b = lane_at(l, l->head);
+    if (records_max > b->count) records_max = b->count;
     refused_record *records = realloc(l->refused.records, (records_max + 1) * sizeof *records);
     if (!records) abort(); /* as event_add */
     l->refused = (refused_batch){lane_first_run(b).source_offset, b->source_next, b->count, b->size, records, 0};
+    return records_max;
 }
 
 int64_t lane_record_offset(const lane *l, int32_t nth) {

@@ -121,7 +121,7 @@ typedef struct lane {
     int64_t asked_below, known_below; /* see lane_unblock */
     int32_t asked_epoch, known_epoch;
     uint32_t merge_bytes;     /* small batches that wait are sent as one of up to so many bytes; 0: never */
-    bool lingers, ripe;       /* see lane_lingers */
+    bool lingers, ripe;       /* see lane_linger */
     bool merge_told;          /* MERGE_AHEAD was told, and the owner has not answered */
     bool merge_declined;      /* the owner does not merge just now: the next batch goes as it is */
     bool merges_no_codec;     /* compressed batches are not worth opening */
@@ -269,9 +269,9 @@ const lane_batch *lane_take(lane *l);
  * that is not where it had to land; with `tolerate`, when it is before that. */
 bool lane_settle(lane *l, int64_t base_offset);
 
-/* The oldest batch in flight was refused: notes what it was in l->refused, whose `records` are for as many as the caller
- * says, to be filled with lane_record_offset. */
-void lane_note_refused(lane *l, uint32_t records_max);
+/* The oldest batch in flight was refused: notes what it was in l->refused, to be filled with lane_record_offset. Returns for
+ * how many records there is room: for as many as the caller says, and no more than the batch has. */
+uint32_t lane_note_refused(lane *l, uint32_t records_max);
 
 /* The source offset of the record that is `nth` in the oldest batch in flight; -1 when it has not so many. */
 int64_t lane_record_offset(const lane *l, int32_t nth);

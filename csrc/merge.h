@@ -2,7 +2,8 @@
  *
  * A broker's work is for the most part by the batch, and it takes one batch a partition a request: a log of small batches
  * costs it several times what its bytes would, and moves at one small batch a round trip. So of what waits anyway the
- * oldest batches are made one before a request is gathered. Nothing ever waits in order to be merged.
+ * oldest batches are made one before a request is gathered. Nothing waits in order to be merged, but where that is asked for
+ * (lane_linger).
  *
  * A merged batch is an ordinary one with the records, sequences and offsets of those it was made of. Sequences run on from
  * batch to batch, so neither the broker nor a resync can tell, and the offset map is the same.

@@ -280,8 +280,8 @@ static const char *read_text(reader *r, size_t *length) {
 /* Which records the broker named: those are at fault, and the others of the batch are not. */
 static void note_records(lane *l, reader r) {
     int32_t n = r.at ? read_i32(&r) : 0;
-    lane_note_refused(l, n > 0 ? (uint32_t)n : 0);
-    for (int32_t i = 0; i < n; i++) {
+    uint32_t room = lane_note_refused(l, n > 0 ? (uint32_t)n : 0);
+    for (int32_t i = 0; i < n && l->refused.named < room; i++) {
         size_t length;
         refused_record one = {.source_offset = lane_record_offset(l, read_i32(&r))};
         const char *words = read_text(&r, &length);
