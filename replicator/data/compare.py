@@ -13,7 +13,7 @@ from replicator.data.codecs import CODECS, UnpackError
 from replicator.data.log_reader import LogReader, StoredBatch
 from replicator.data.ranges import Segment
 from replicator.data.rules import Rules
-from replicator.data.unpack import Record
+from replicator.data.unpack import Record, differences
 from replicator.errors import ProtocolError
 from replicator.kafka.log import LOG_APPEND_TIME
 
@@ -250,11 +250,6 @@ def _cannot_open(stretch: _Stretch, error: UnpackError) -> Exception:
             f"{stretch.place(stretch.start)}: the target's batch at {copy.start} cannot be opened: {error}"
         )
     return ProtocolError(f"{stretch.place(stretch.start)}: the source's batch cannot be opened: {error}")
-
-
-def differences(wanted: Record, found: Record) -> list[str]:
-    """What of the two is not the same, timestamps apart."""
-    return [name for name in ("key", "value", "headers") if getattr(wanted, name) != getattr(found, name)]
 
 
 def _looks_like(original: StoredBatch, found: Record) -> str:

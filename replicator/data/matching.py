@@ -8,11 +8,10 @@ from enum import Enum
 
 from replicator._core import crc32c, open_batch
 from replicator.data.codecs import UnpackError
-from replicator.data.compare import differences
 from replicator.data.log_reader import StoredBatch
 from replicator.data.replays import is_replay
 from replicator.data.rules import Rules
-from replicator.data.unpack import Record, split_headers
+from replicator.data.unpack import Record, differences, split_headers
 from replicator.errors import ClusterError
 from replicator.kafka.log import CONTROL, LOG_APPEND_TIME, OFFSET_OUT_OF_RANGE, Partition, fetch_slice
 

@@ -17,12 +17,15 @@ a ReplayRecord. Either both are there, or neither, to whoever reads committed re
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from replicator.data.dead_letters import DeadLetter, Headers
 from replicator.errors import Where
 from replicator.state.records import VERSION
+
+if TYPE_CHECKING:
+    from replicator.data.dead_letters import DeadLetter, Headers  # with confluent-kafka, which most copies do without
 
 REPLAYED = "replicator.replayed"
 HOPS = "replicator.hops"
@@ -66,7 +69,7 @@ def replay_header(link: str, key: ReplayKey) -> tuple[str, bytes]:
     return REPLAYED, f"{link}:{key.topic}:{key.partition}:{key.offset}".encode()
 
 
-def with_provenance(headers: Headers, letter: DeadLetter, cluster_id: str, fully: bool) -> Headers:
+def with_provenance(headers: "Headers", letter: "DeadLetter", cluster_id: str, fully: bool) -> "Headers":
     """The headers, and behind them where the record is from: what the step `provenance` of a recipe does to records on
     their way. Not `fully`: only the hops. Without a cluster id: nothing."""
     if not cluster_id:

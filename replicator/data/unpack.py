@@ -26,6 +26,11 @@ class Record(NamedTuple):
 # A varint is zigzag; a length of -1 stands for null.
 
 
+def differences(wanted: Record, found: Record) -> list[str]:
+    """What of the two is not the same, timestamps apart."""
+    return [name for name in ("key", "value", "headers") if getattr(wanted, name) != getattr(found, name)]
+
+
 def split_records(unpacked: bytes, count: int) -> list[Record]:
     """The `count` records of an unpacked section, in their order. Raises UnpackError."""
     records: list[Record] = []

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -48,3 +50,10 @@ def test_lanes_without_checkpoints_are_looked_after_too(monkeypatch: pytest.Monk
 
     asyncio.run(run(None))
     assert lane.looks
+
+
+def test_a_worker_starts_without_what_most_copies_never_need():
+    program = "import sys, replicator.data.worker; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "replicator.data.lane" in loaded
+    assert not {"numpy", "confluent_kafka", "rich"} & set(loaded)
