@@ -57,7 +57,6 @@ class LinkOffsets:
     def __init__(self, target: Cluster, link: str, timeout_s: float = 30) -> None:
         """Reads the state of `link` from its target cluster; blocks meanwhile."""
         self.link = link
-        self._alias = target.alias
         self._reader = StateReader(target, link)
         try:
             self.refresh(timeout_s)

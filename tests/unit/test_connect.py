@@ -10,26 +10,18 @@ from hypothesis import strategies as st
 
 from replicator.config.connect import PropertyFault, java_pattern, java_replacement, translate
 from replicator.config.edits import Edit, HeaderIs, HeaderMatch, HeaderValue, Where
-from replicator.config.load import from_data, parse
+from replicator.config.load import from_data
 from replicator.config.models import DeadLetterTopic, Link, Policy, Rename
 from replicator.errors import ConfigError
+from tests.unit.test_edits import link as of_options
 
 TRANSFORMS = "org.apache.kafka.connect.transforms."
 PREDICATES = f"{TRANSFORMS}predicates."
 HAS = Where(header=HeaderIs("h"))
 
-HEAD = """\
-clusters:
-  us: {bootstrap.servers: "h:1"}
-  eu: {bootstrap.servers: "h:2"}
-links:
-  - source: us
-    target: eu
-"""
 
-
-def link(text: str) -> Link:
-    return parse(HEAD + "".join(f"    {line}\n" for line in text.splitlines()), "link.yaml").links[0]
+def link(options: str) -> Link:
+    return of_options(options, "link.yaml")
 
 
 def connect(text: str) -> Link:

@@ -24,8 +24,8 @@ links:
 """
 
 
-def link(options: str) -> Link:
-    return parse(LINK + "".join(f"    {line}\n" for line in options.splitlines())).links[0]
+def link(options: str, file: str = "") -> Link:
+    return parse(LINK + "".join(f"    {line}\n" for line in options.splitlines()), file).links[0]
 
 
 def edit(text: str) -> Edit:
